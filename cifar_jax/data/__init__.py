@@ -1,0 +1,1 @@
+"""Images in: sources -> formats -> cache -> Dataset -> augment -> loader -> batches. Imports no training code and no JAX."""

@@ -1,0 +1,56 @@
+"""What every data source ends in: a Dataset of uint8 arrays in memory, and the fixed split held out of its training images."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from cifar_jax.errors import InputError
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# The constants every CIFAR-10 recipe prints; fractions of the full range, one a channel (RGB).
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.247, 0.243, 0.261)
+
+
+class Split(NamedTuple):
+    """images: uint8, (n, 32, 32, 3), RGB; labels: int32, (n,), 0 <= label < number of classes."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A training and a test split with the class names and the channel statistics used to normalize (fractions of 255).
+
+    `source` says where it came from (cache, folder, shapes, ...), `path` where it lies ("" when it was made in memory),
+    `verified` whether its bytes matched the official digests.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: str
+    path: str
+    verified: bool
+
+
+def hold_out(train: Split, num_validation: int) -> tuple[Split, Split]:
+    """Splits `train` into (kept, held out); the same images are held out whatever the seed of the run.
+
+    Both keep the official order. num_validation: 0 <= n < len(train); 0 holds nothing out.
+    """
+    if not 0 <= num_validation < len(train):
+        raise InputError(
+            f"data.num_validation: got {num_validation}, expected 0 or more and fewer than the {len(train)} training images; "
+            "hold out fewer"
+        )
+    held = np.zeros(len(train), bool)
+    held[np.random.default_rng(0).permutation(len(train))[:num_validation]] = True
+    return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])

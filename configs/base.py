@@ -1,0 +1,33 @@
+"""C1C2C3C40 on CIFAR-10 with SGD and Albumentations on the host.
+
+python run.py --config configs/base.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.model = ConfigDict(
+        {"name": "c1c2c3c40", "variant": "strided", "widths": (32, 64, 96, 128), "num_classes": 10, "dtype": "float32"}
+    )
+    config.data = ConfigDict({"source": "auto", "dir": "", "num_validation": 0, "workers": 1})
+    config.augment = ConfigDict(
+        {
+            "backend": "host",
+            "horizontal_flip": {"p": 0.5},
+            "shift_scale_rotate": {"shift": 0.1, "scale": 0.1, "rotate": 10.0, "p": 0.8},
+            "coarse_dropout": {"size": 8, "p": 0.5},
+            "to_gray": {"p": 0.05},
+        }
+    )
+    config.optim = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4})
+    config.schedule = ConfigDict({"name": "one_cycle", "learning_rate": 0.4, "warmup_fraction": 0.25})
+    config.ema = ConfigDict({"decay": 0.0})
+    config.train = ConfigDict({"batch_size": 128, "epochs": 20, "label_smoothing": 0.1})
+    config.checkpoint = ConfigDict({"every_epochs": 1})
+    config.parallel = ConfigDict({"devices": 0})
+    config.log = ConfigDict({"progress": "auto", "tensorboard": True})
+    config.budget = ConfigDict({"parameters": 100_000, "receptive_field": 44})
+    return config
