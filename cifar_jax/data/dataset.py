@@ -54,3 +54,16 @@ def hold_out(train: Split, num_validation: int) -> tuple[Split, Split]:
     held = np.zeros(len(train), bool)
     held[np.random.default_rng(0).permutation(len(train))[:num_validation]] = True
     return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Returns (mean, std) a channel of uint8 images (n, h, w, 3), as fractions of 255; std is 1/255 or more."""
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(images), 1000):  # counting levels is exact and needs no float copy of the set
+        for channel in range(3):
+            counts[channel] += np.bincount(images[start : start + 1000, ..., channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    weights = counts / counts.sum(1, keepdims=True)
+    mean = weights @ levels
+    std = np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,207 @@
+"""Albumentations on the host: the training transform, evaluation's Normalize, and one random stream an image.
+
+An image's draws depend on (seed, epoch, index) alone: not on its batch, on the worker, or on the order of work.
+Albumentations is imported by the functions that need it: the import takes seconds, and a command that only checks its
+config must not pay them.
+"""
+
+import difflib
+import os
+import random
+import sys
+import warnings
+
+import numpy as np
+
+from cifar_jax.errors import InputError
+
+_PROBABILITY = (float, 0.0, 1.0, "a probability from 0 to 1")
+# What may stand in the augment section: (type, lowest, highest, in words).
+_SECTIONS = {
+    "horizontal_flip": {"p": _PROBABILITY},
+    "shift_scale_rotate": {
+        "shift": (float, 0.0, 1.0, "a fraction of the side from 0 to 1"),
+        "scale": (float, 0.0, 0.99, "a fraction from 0 to 0.99"),
+        "rotate": (float, 0.0, 180.0, "degrees from 0 to 180"),
+        "p": _PROBABILITY,
+    },
+    "coarse_dropout": {"size": (int, 1, 32, "a whole number of pixels from 1 to 32"), "p": _PROBABILITY},
+    "to_gray": {"p": _PROBABILITY},
+}
+# Affine draws a float zoom about 1 and its own border; ShiftScaleRotate is what the recipe names, so this one is known.
+_KNOWN_WARNING = "ShiftScaleRotate is a special case of Affine"
+# The last word of a SeedSequence's entropy: shuffling and augmentation must not share a stream.
+SHUFFLE, AUGMENT = 0, 1
+
+
+def check_augment(augment) -> None:
+    """Raises InputError, naming the key, unless `augment` is a complete and valid augment section.
+
+    augment: ConfigDict or nested dict with backend = "host", horizontal_flip {p}, coarse_dropout {size, p}, to_gray {p}
+    and shift_scale_rotate {shift, scale, rotate, p}. Does not import Albumentations.
+    """
+    _check_keys("augment", augment, ("backend", *_SECTIONS))
+    if augment["backend"] != "host":
+        raise InputError(f"augment.backend: got {augment['backend']!r}, expected 'host'; set it to 'host'")
+    for section, keys in _SECTIONS.items():
+        _check_keys(f"augment.{section}", augment[section], tuple(keys))
+        for key, (kind, low, high, words) in keys.items():
+            value = augment[section][key]
+            accepted = (int,) if kind is int else (int, float)
+            # `not low <= value` also refuses NaN; bool is an int to Python, a slip in a config.
+            if isinstance(value, bool) or not isinstance(value, accepted) or not low <= value <= high:
+                raise InputError(f"augment.{section}.{key}: got {value!r}, expected {words}; change it in the config")
+
+
+def _check_keys(name, section, expected):
+    if not hasattr(section, "keys"):
+        keys = ", ".join(expected)
+        raise InputError(f"{name}: got {section!r}, expected a section of {keys}; copy it from configs/base.py")
+    for key in section.keys():
+        if key not in expected:
+            near = difflib.get_close_matches(str(key), expected, 1, cutoff=0.4)
+            hint = f"did you mean {name}.{near[0]}?" if near else "remove it"
+            raise InputError(f"{name}.{key}: unknown key, expected {', '.join(expected)}; {hint}")
+    for key in expected:
+        if key not in section.keys():
+            raise InputError(f"{name}.{key}: missing, expected {', '.join(expected)}; copy it from configs/base.py")
+
+
+def _import_albumentations():
+    # Without this the import asks the network for a newer version, two seconds in every worker.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    # It imports PyTorch where there is one, two seconds and 200 MB for a transform unused here; None makes that fail.
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None
+    try:
+        import albumentations
+        import cv2
+    finally:
+        if hide_torch:
+            del sys.modules["torch"]
+
+    cv2.setNumThreads(0)  # a 32x32 image is too small to share; workers are the parallelism
+    return albumentations, cv2
+
+
+def make_train_transform(augment, mean, std):
+    """Makes the training transform: flip, shift-scale-rotate, coarse dropout, normalize, gray, in this order.
+
+    augment: see `check_augment`; a transform with p == 0 is left out. mean, std: one a channel, fractions of 255.
+    The hole is filled with the rounded mean x 255: a fill is truncated to the image's type, so 0.49 would be black.
+    ToGray sees normalized values, as in the recipe this follows: its gray is not neutral.
+    Returns an albumentations.Compose from uint8 (32, 32, 3) to float32 (32, 32, 3); draw through `augment_image`.
+    Raises InputError for an invalid section, and for any warning: Albumentations ignores an argument it does not know
+    with a warning only.
+    """
+    check_augment(augment)
+    A, cv2 = _import_albumentations()
+    flip, affine = augment["horizontal_flip"], augment["shift_scale_rotate"]
+    dropout, gray = augment["coarse_dropout"], augment["to_gray"]
+    size = (dropout["size"], dropout["size"])
+    fill = tuple(round(255 * m) for m in mean)
+
+    def build():
+        steps = (
+            (flip["p"], lambda p: A.HorizontalFlip(p=p)),
+            (
+                affine["p"],
+                lambda p: A.ShiftScaleRotate(
+                    shift_limit=affine["shift"],
+                    scale_limit=affine["scale"],
+                    rotate_limit=affine["rotate"],
+                    interpolation=cv2.INTER_LINEAR,
+                    border_mode=cv2.BORDER_REFLECT_101,
+                    p=p,
+                ),
+            ),
+            (
+                dropout["p"],
+                lambda p: A.CoarseDropout(
+                    num_holes_range=(1, 1), hole_height_range=size, hole_width_range=size, fill=fill, p=p
+                ),
+            ),
+            (1.0, lambda p: _make_normalize(A, mean, std)),
+            (gray["p"], lambda p: A.ToGray(p=p)),
+        )
+        return A.Compose([make(p) for p, make in steps if p > 0])
+
+    return _without_warnings(build)
+
+
+def make_eval_transform(mean, std):
+    """Makes evaluation's transform, Normalize alone; `normalize` does the same to a batch.
+
+    mean, std: one a channel, fractions of 255.
+    """
+    A, _ = _import_albumentations()
+    return _without_warnings(lambda: A.Compose([_make_normalize(A, mean, std)]))
+
+
+def _make_normalize(A, mean, std):
+    return A.Normalize(mean=tuple(mean), std=tuple(std), max_pixel_value=255.0)
+
+
+def _without_warnings(build):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=_KNOWN_WARNING)
+        try:
+            return build()
+        except (Warning, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"augment: Albumentations says {reason!r}, expected no complaint; install 'albumentations>=2.0.8,<2.1'"
+            ) from error
+
+
+def normalize(images: np.ndarray, mean, std) -> np.ndarray:
+    """Normalizes images, (x / 255 - mean) / std a channel, bit for bit as Albumentations' Normalize does.
+
+    images: uint8, (..., 3). mean, std: fractions of 255. Returns float32 of the same shape.
+    """
+    mean, std = (np.asarray(v, np.float32) * np.float32(255) for v in (mean, std))
+    table = (np.arange(256, dtype=np.float32)[:, None] - mean) * np.reciprocal(std)
+    out = np.empty(images.shape, np.float32)
+    for c in range(images.shape[-1]):
+        out[..., c] = table[:, c][images[..., c]]
+    return out
+
+
+def seed_sequence(seed: int, epoch: int, purpose: int) -> np.random.SeedSequence:
+    """Hashes (seed, epoch, purpose) into the root of a random stream; 0 <= seed < 2**64, 0 <= epoch < 2**32.
+
+    Always four words: SeedSequence splits a large integer and pads with zeros: (2**32,) and (0, 1) would be the same.
+    """
+    return np.random.SeedSequence((seed & 0xFFFFFFFF, seed >> 32, epoch, purpose))
+
+
+def augment_batch(compose, images, indices, out, *, seed: int, epoch: int) -> None:
+    """Writes compose(images[i]) for each i of `indices` into the rows of `out`, each image with its own random streams.
+
+    images: uint8, (n, 32, 32, 3); indices: (b,), 0 <= i < n; out: float32, (b, 32, 32, 3).
+    One Philox generator keyed by (seed, epoch), its counter set from the index before each image: distinct counters are
+    distinct streams by construction, and setting a counter costs a tenth of making a generator. `Compose(seed=n)` would
+    give every transform the same stream: a flip and a dropout of equal probability then fire together.
+    """
+    bits = np.random.Philox(seed_sequence(seed, epoch, AUGMENT))
+    start = bits.state
+    python_random = random.Random()
+    compose.set_random_state(np.random.Generator(bits), python_random)
+    counter = start["state"]["counter"]
+    for row, index in enumerate(indices):
+        counter[:] = (0, index, 0, 0)
+        bits.state = start
+        python_random.seed(int(bits.random_raw()))
+        out[row] = compose(image=images[index])["image"]
+
+
+def augment_image(compose, image: np.ndarray, *, seed: int, epoch: int, index: int) -> np.ndarray:
+    """Augments one image as `augment_batch` augments the one at `index`.
+
+    image: uint8, (32, 32, 3). Returns float32, (32, 32, 3).
+    """
+    out = np.empty((1, *image.shape), np.float32)
+    augment_batch(compose, {index: image}, [index], out, seed=seed, epoch=epoch)
+    return out[0]

@@ -1,0 +1,1 @@
+"""Networks: ops (convolutions as pure functions), layers (Flax modules), and one file a network family."""

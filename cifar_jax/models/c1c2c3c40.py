@@ -1,0 +1,91 @@
+"""C1C2C3C40: four convolution blocks C1-C4, three transitions T1-T3 between them, global average pooling and an output.
+
+No max pooling anywhere. What the transitions do is the variant; each variant is a plain tuple of layers.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cifar_jax.models.layers import Layer, conv, make_layer, separable
+
+
+def strided(w1, w2, w3, w4) -> tuple[Layer, ...]:
+    """Transitions are depthwise-separable 3x3 convolutions of stride 2: 32 -> 16 -> 8 -> 4."""
+    return (
+        conv("c1_conv", w1),
+        separable("c1_sep", w1),
+        separable("t1", w2, stride=2),
+        separable("c2_sep1", w2, dilation=2),
+        separable("c2_sep2", w2),
+        separable("c2_sep3", w2),
+        separable("t2", w3, stride=2),
+        separable("c3_sep1", w3, dilation=2),
+        separable("c3_sep2", w3),
+        separable("c3_sep3", w3),
+        separable("t3", w4, stride=2),
+        separable("c4_sep", w4),
+    )
+
+
+def dilated(w1, w2, w3, w4) -> tuple[Layer, ...]:
+    """No stride and no pooling: transitions are unpadded 3x3 convolutions of dilation 4, each 8 rows smaller: 32 -> 24 -> 16 -> 8."""
+    return (
+        conv("c1_conv", w1),
+        separable("c1_sep", w1),
+        separable("t1", w2, dilation=4, padding=0),
+        separable("c2_sep1", w2, dilation=2),
+        separable("c2_sep2", w2),
+        separable("t2", w3, dilation=4, padding=0),
+        separable("c3_sep1", w3, dilation=2),
+        separable("c3_sep2", w3, dilation=2),
+        separable("c3_sep3", w3),
+        separable("t3", w4, dilation=4, padding=0),
+        separable("c4_sep1", w4, dilation=2),
+        separable("c4_sep2", w4),
+    )
+
+
+def mixed(w1, w2, w3, w4) -> tuple[Layer, ...]:
+    """T1 a 1x1 convolution, T2 an unpadded 3x3 of dilation 8 (32 -> 16), T3 a 3x3 of stride 2 (16 -> 8); six separable ones."""
+    return (
+        conv("c1_conv", w1),
+        separable("c1_sep", w1),
+        conv("t1", w2, kernel=1),
+        separable("c2_sep", w2, dilation=2),
+        conv("t2", w3, dilation=8, padding=0),
+        separable("c3_sep1", w3, dilation=2),
+        separable("c3_sep2", w3),
+        conv("t3", w4, stride=2),
+        separable("c4_sep1", w4, dilation=2),
+        separable("c4_sep2", w4),
+    )
+
+
+VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed}
+
+
+class C1C2C3C40(nn.Module):
+    """Images (b, h, w, 3), float, normalized -> logits (b, num_classes), float32.
+
+    head: "dense" pools, then maps to the classes; "pointwise" maps each position with a 1x1 convolution, then pools.
+    dtype: that of the computation; parameters and statistics are always float32.
+    axis_name: the mapped axis (pmap, shard_map) over which batch statistics are averaged.
+    """
+
+    layers: tuple[Layer, ...]
+    num_classes: int
+    head: str = "dense"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        x = x.astype(self.dtype)
+        for layer in self.layers:
+            x = make_layer(layer, self.dtype, self.axis_name)(x, train=train)
+        head = nn.Dense(self.num_classes, dtype=jnp.float32, name="head")
+        if self.head == "pointwise":
+            return head(x.astype(jnp.float32)).mean((1, 2))
+        return head(x.astype(jnp.float32).mean((1, 2)))

@@ -1,0 +1,89 @@
+"""The three layers the family is made of, each drawn from one description: a Layer value names it, budget.py counts it,
+make_layer turns it into a Flax module.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cifar_jax.models import ops
+from cifar_jax.models.norm import NormRelu
+
+_kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")  # He et al. 2015
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer. kind: "conv" (k x k over all channels - norm - relu) or "separable" (depthwise k x k - 1x1 - norm,
+    plus the input where shapes allow, - relu). padding: zeros on every side.
+    """
+
+    name: str
+    kind: str
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 1
+
+    def output_size(self, size: int) -> int:
+        return ops.output_size(size, self.kernel, self.stride, self.dilation, self.padding)
+
+
+def conv(name: str, features: int, *, kernel=3, stride=1, dilation=1, padding=None) -> Layer:
+    """A convolution over all channels; padding defaults to what keeps the size at stride 1."""
+    return Layer(name, "conv", features, kernel, stride, dilation, _same(kernel, dilation, padding))
+
+
+def separable(name: str, features: int, *, kernel=3, stride=1, dilation=1, padding=None) -> Layer:
+    """A depthwise-separable convolution; padding defaults to what keeps the size at stride 1."""
+    return Layer(name, "separable", features, kernel, stride, dilation, _same(kernel, dilation, padding))
+
+
+def _same(kernel, dilation, padding):
+    return dilation * (kernel - 1) // 2 if padding is None else padding
+
+
+class Conv(nn.Module):
+    """k x k convolution - norm - relu. (b, h, w, c) -> (b, h', w', features)."""
+
+    layer: Layer
+    dtype: Any
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        spec = self.layer
+        kernel = self.param("conv", _kernel_init, (spec.kernel, spec.kernel, x.shape[-1], spec.features))
+        kernel = kernel.astype(self.dtype)
+        x = ops.conv_dense(x, kernel, stride=spec.stride, dilation=spec.dilation, padding=spec.padding)
+        return NormRelu(self.axis_name, name="norm")(x, train=train)
+
+
+class Separable(nn.Module):
+    """Depthwise k x k - 1x1 - norm, plus the input where shapes allow, - relu. (b, h, w, c) -> (b, h', w', features)."""
+
+    layer: Layer
+    dtype: Any
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        spec = self.layer
+        kernel_dw = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1]))
+        kernel_pw = self.param("conv_pw", _kernel_init, (1, 1, x.shape[-1], spec.features))
+        y = ops.conv_depthwise(
+            x, kernel_dw.astype(self.dtype), stride=spec.stride, dilation=spec.dilation, padding=spec.padding
+        )
+        y = ops.conv_pointwise(y, kernel_pw.astype(self.dtype))
+        return NormRelu(self.axis_name, name="norm")(y, x if y.shape == x.shape else None, train=train)
+
+
+MODULES = {"conv": Conv, "separable": Separable}
+
+
+def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None) -> nn.Module:
+    """The Flax module of a description."""
+    return MODULES[layer.kind](layer, dtype, axis_name, name=layer.name)

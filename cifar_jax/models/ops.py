@@ -1,0 +1,138 @@
+"""Convolutions in the forms that are fast on a CPU, as pure functions of (x, kernel).
+
+XLA's own grouped and small dense convolutions are several times slower there: a 1x1 convolution is written as a matrix
+product, a dense k x k one as im2col and a matrix product, a depthwise one as k*k shifted multiply-adds whose weight
+gradient is taken over chunks of images that stay in cache. All are exact: they equal lax.conv_general_dilated up to the
+order of the sums.
+
+Shapes: x is (b, h, w, c); kernels are HWIO. `padding` is that of PyTorch: the same number of zeros on every side, so the
+output has (h + 2 * padding - dilation * (k - 1) - 1) // stride + 1 rows.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# One chunk of the depthwise weight gradient: its two operands should fit a core's L2 cache.
+_CHUNK_BYTES = 1 << 20
+
+
+def output_size(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
+    """Rows (or columns) that a convolution makes of `size` rows; below 1 where the kernel does not fit."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def conv_pointwise(x, kernel):
+    """1x1 convolution. kernel: (1, 1, c, features)."""
+    return _matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _matmul(x, kernel):
+    """(n, c) @ (c, features). Its own gradient keeps XLA from transposing whole activations first."""
+    return x @ kernel
+
+
+def _matmul_backward(residuals, grad):
+    x, kernel = residuals
+    transposed = lax.optimization_barrier(kernel.T)
+    return grad @ transposed, lax.dot_general(x, grad, (((0,), (0,)), ((), ())))
+
+
+_matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_backward)
+
+
+def conv_dense(x, kernel, *, stride=1, dilation=1, padding=0):
+    """k x k convolution over all channels, as im2col and one matrix product. kernel: (k, k, c, features)."""
+    k, _, c, features = kernel.shape
+    if k == 1 and stride == 1 and padding == 0:
+        return conv_pointwise(x, kernel)
+    rows = output_size(x.shape[1], k, stride, dilation, padding)
+    cols = output_size(x.shape[2], k, stride, dilation, padding)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    # Columns first, then rows: the second concatenation copies long runs.
+    x = jnp.concatenate([_taps(x, 2, j, cols, stride, dilation) for j in range(k)], -1)  # b h+ cols k*c
+    x = jnp.concatenate([_taps(x, 1, i, rows, stride, dilation) for i in range(k)], -1)  # b rows cols k*k*c
+    return conv_pointwise(x, kernel.reshape(1, 1, k * k * c, features))
+
+
+def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0):
+    """k x k convolution of each channel by itself. kernel: (k, k, 1, c)."""
+    return _depthwise(x, kernel[:, :, 0], stride, dilation, padding)
+
+
+def _taps(x, axis, tap, size, stride, dilation):
+    """The `size` entries along `axis` that a kernel's tap number `tap` meets."""
+    start = tap * dilation
+    return lax.slice_in_dim(x, start, start + (size - 1) * stride + 1, stride, axis)
+
+
+def _pad_axis(x, axis, low, high, interior=0):
+    """lax.pad along one axis; negative amounts cut."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (low, high, interior)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _shifted_sum(x, kernel, stride, dilation, low, rows, cols):
+    """Depthwise correlation with `low` zeros above and left of x and as many as needed below and right.
+
+    The k*k products are first summed over the kernel's rows, which are cheap slices of memory, then over its columns.
+    """
+    k = kernel.shape[0]
+    needed = (rows - 1) * stride + dilation * (k - 1) + 1
+    x = _pad_axis(x, 1, low, needed - low - x.shape[1])
+    width = (cols - 1) * stride + 1
+    total = 0.0
+    for j in range(k):
+        column = sum(_taps(x, 1, i, rows, stride, dilation) * kernel[i, j] for i in range(k))
+        left = low - j * dilation
+        total += _pad_axis(column, 2, left, width - left - x.shape[2])[:, :, ::stride]
+    return total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(x, kernel, stride, dilation, padding):
+    rows, cols = (output_size(n, kernel.shape[0], stride, dilation, padding) for n in x.shape[1:3])
+    return _shifted_sum(x, kernel, stride, dilation, padding, rows, cols)
+
+
+def _depthwise_forward(x, kernel, stride, dilation, padding):
+    return _depthwise(x, kernel, stride, dilation, padding), (x, kernel)
+
+
+def _depthwise_backward(stride, dilation, padding, residuals, grad):
+    x, kernel = residuals
+    grad_x = grad
+    if stride > 1:
+        for axis in (1, 2):
+            grad_x = _pad_axis(grad_x, axis, 0, 0, stride - 1)
+    low = dilation * (kernel.shape[0] - 1) - padding
+    grad_x = _shifted_sum(grad_x, kernel[::-1, ::-1], 1, dilation, low, x.shape[1], x.shape[2])
+    return grad_x, _depthwise_kernel_grad(x, grad, kernel.shape[0], stride, dilation, padding)
+
+
+def _depthwise_kernel_grad(x, grad, k, stride, dilation, padding):
+    """Sum over images and positions of x * grad for each tap: (k, k, c)."""
+    rows, cols = grad.shape[1:3]
+
+    def of_chunk(chunk):
+        x, grad = chunk
+        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        sums = [
+            jnp.sum(_taps(_taps(x, 1, i, rows, stride, dilation), 2, j, cols, stride, dilation) * grad, (0, 1, 2))
+            for i in range(k)
+            for j in range(k)
+        ]
+        return jnp.stack(sums).reshape(k, k, -1)
+
+    b = x.shape[0]
+    wanted = max(1, _CHUNK_BYTES // max(1, (x.size + grad.size) // b * x.dtype.itemsize))
+    size = max(n for n in range(1, b + 1) if b % n == 0 and n <= wanted)
+    chunks = [a.reshape(b // size, size, *a.shape[1:]) for a in (x, grad)]
+    return lax.map(of_chunk, chunks).sum(0)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
