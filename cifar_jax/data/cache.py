@@ -39,7 +39,8 @@ class Release:
     """What is known beforehand of a release of the data set; the tests make a small one.
 
     images_per_file: in each of the five training files and the test file. digests: SHA-256 of the raw bytes of each
-    array (labels as uint8; as int32 or int64 they would differ). archives: SHA-256 by file name. pickles: MD5 of each file of the extracted python version.
+    array, labels as uint8 (as int32 or int64 they would differ). archives: SHA-256 by file name. pickles: MD5 of each
+    file of the extracted python version.
     """
 
     images_per_file: int

@@ -1,6 +1,6 @@
 """Parses every usual form of CIFAR-10 into the canonical arrays: binary, python and npm, as an archive or as a folder.
 
-Archives are checked before they are opened and read in memory, by name, each member bounded; nothing is unpacked to disk.
+Archives are checked before they are opened and read in memory, by name, each member bounded; nothing goes to disk.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ def read_archive(form: Form, path: str | os.PathLike, release: Release = CIFAR10
     if found != (expected := release.archives[form.archive]):
         size = os.path.getsize(path)
         raise InputError(
-            f"{path}: got SHA-256 {found[:12]}… of {size} bytes, expected {expected[:12]}…: truncated or not the official "
-            f"archive; {AGAIN}"
+            f"{path}: got SHA-256 {found[:12]}… of {size} bytes, expected {expected[:12]}…: "
+            f"truncated or not the official archive; {AGAIN}"
         )
     return _parse(form, path, read_members(path, form.folder, form.limits(release)), release)
 
@@ -75,7 +75,7 @@ def read_folder(form: Form, path: str | os.PathLike, release: Release = CIFAR10)
 
 
 def read_members(path: str | os.PathLike, folder: str, limits: Mapping[str, int]) -> dict[str, bytes]:
-    """Returns the members `folder/name` of a .tar.gz, in memory; InputError when one is missing or over its limit (bytes)."""
+    """Returns the members `folder/name` of a .tar.gz, in memory; InputError if one is missing or over its limit."""
     files = {}
     try:
         with tarfile.open(path, "r|gz") as archive:
@@ -155,7 +155,7 @@ def parse_python(files: dict[str, bytes], release: Release = CIFAR10) -> Arrays:
 
 
 def parse_npm(files: dict[str, bytes], release: Release = CIFAR10) -> Arrays:
-    """Parses the npm package: six PNGs with a row an image (1024 RGB pixels, 32×32 row by row), labels as two JSON lists."""
+    """Parses the npm package: six PNGs, a row an image (1024 RGB pixels, 32×32 row by row), labels as JSON lists."""
     images_per_file = release.images_per_file
 
     def decode(name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Ten classes of drawn shapes and textures: a data set that needs no download, for smoke runs and tests.
 
-Made so that a linear model fails and a small convolutional network does not: place, size, tilt, colours, polarity and light
-vary at random and say nothing about the class, and no class turns into another when it is flipped, tilted by 15° or greyed.
+Made so that a linear model fails and a small convolutional network does not: place, size, tilt, colours, polarity and
+light vary at random and say nothing about the class; no class turns into another when flipped, tilted by 15° or greyed.
 """
 
 import cv2
@@ -19,7 +19,7 @@ RAMP = np.linspace(-1, 1, 32, dtype=np.float32)
 
 
 def make_shapes(num_train: int = 5000, num_test: int = 1000, seed: int = 0) -> Dataset:
-    """Draws a Dataset of ten balanced classes, the same for the same arguments; mean and std are of the training images.
+    """Draws a Dataset of ten balanced classes, the same for the same arguments; mean and std are the training images'.
 
     num_train, num_test: at least 1 each. seed: 0 or more; training and test images never share a random stream.
     """
@@ -54,7 +54,7 @@ def _two_colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_shape(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A mask, uint8 0 or 255, (SIDE, SIDE), of one shape at a random place, size (18–28 pixels across) and tilt (±15°)."""
+    """A mask, uint8 0 or 255, (SIDE, SIDE), of one shape at random place, size (18–28 pixels of 32) and tilt (±15°)."""
     radius = rng.uniform(9, 14) * OVERSAMPLING
     centre = SIDE / 2 + rng.uniform(-1, 1, 2) * (SIDE / 2 - radius)
     mask = np.zeros((SIDE, SIDE), np.uint8)
@@ -72,7 +72,7 @@ def _draw_shape(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_texture(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A mask, uint8, (SIDE, SIDE), of one texture over all of it, with random period (6–10 pixels), phase and tilt (±10°)."""
+    """A mask, uint8, (SIDE, SIDE), of one texture all over, with random period (6–10 pixels of 32), phase and tilt (±10°)."""
     tilt, period = np.deg2rad(rng.uniform(-10, 10)), rng.uniform(6, 10) * OVERSAMPLING
     cos, sin = np.float32(np.cos(tilt) / period), np.float32(np.sin(tilt) / period)
     across = X * cos + Y * sin + np.float32(rng.uniform())
@@ -81,7 +81,7 @@ def _draw_texture(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _regular(radii: list[float]) -> np.ndarray:
-    """The corners (n, 2) of a polygon with these distances from its centre, at equal angles, the first one at the top."""
+    """The corners (n, 2) of a polygon with these distances from its centre, at equal angles, the first at the top."""
     angles = np.arange(len(radii)) * 2 * np.pi / len(radii)
     return np.array(radii)[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
 

@@ -122,7 +122,7 @@ def _checked(arrays: Arrays, path: str | os.PathLike, release: Release) -> Array
 
 
 def _keep(root: str, arrays: Arrays, origin: str, release: Release) -> None:
-    """Puts arrays read from a folder into the cache, unless it is whole; one that cannot be written is only reported."""
+    """Puts arrays read from a folder into the cache, unless it is whole; a failure to write is only reported."""
     try:
         if cache.read_cache(root, release) is None:
             with cache.cache_lock(root):

@@ -24,7 +24,7 @@ PREPARE = 'prepare it with tfds.builder("cifar10").download_and_prepare(file_for
 
 
 def fetch_tfds(release: Release = CIFAR10, *, home: str = "", url: str = ARCHIVE_URL) -> Arrays:
-    """Returns the set prepared below `home` (TFDS_DATA_DIR or ~/tensorflow_datasets), else has TFDS download the archive.
+    """Returns the set prepared below `home` (TFDS_DATA_DIR or ~/tensorflow_datasets), else has TFDS fetch the archive.
 
     InputError when neither works, with the reason; the digests are the caller's to check.
     """
@@ -45,7 +45,7 @@ def fetch_tfds(release: Release = CIFAR10, *, home: str = "", url: str = ARCHIVE
 
 
 def find_prepared(directory: str | os.PathLike) -> pathlib.Path | None:
-    """Returns the folder of a prepared set: `directory`, a version in it, or its newest cifar10/<version>; else None."""
+    """Returns the folder of a prepared set: `directory`, a version in it, or its newest cifar10/<version>, or None."""
     root = pathlib.Path(directory)
     folders = [root]
     for pattern in ("[0-9]*.*.*", "cifar10/[0-9]*.*.*"):
@@ -55,7 +55,7 @@ def find_prepared(directory: str | os.PathLike) -> pathlib.Path | None:
 
 
 def read_prepared(path: str | os.PathLike, release: Release = CIFAR10) -> Arrays:
-    """Returns the arrays of a prepared set in the official order, that of its ids (train_00001); InputError if not whole."""
+    """Returns the arrays of a prepared set in the official order, that of its ids; InputError if it is not whole."""
     with _reported(path, PREPARE):
         import tensorflow_datasets as tfds
 
