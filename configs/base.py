@@ -10,7 +10,14 @@ def get_config():
     config = ConfigDict()
     config.seed = 0
     config.model = ConfigDict(
-        {"name": "c1c2c3c40", "variant": "strided", "widths": (32, 64, 96, 128), "num_classes": 10, "dtype": "float32"}
+        {
+            "name": "c1c2c3c40",
+            "variant": "strided",
+            "widths": (32, 64, 96, 128),
+            "num_classes": 10,
+            "head": "dense",
+            "dtype": "float32",
+        }
     )
     config.data = ConfigDict({"source": "auto", "dir": "", "num_validation": 0, "workers": 1})
     config.augment = ConfigDict(
@@ -27,7 +34,6 @@ def get_config():
     config.ema = ConfigDict({"decay": 0.0})
     config.train = ConfigDict({"batch_size": 128, "epochs": 20, "label_smoothing": 0.1})
     config.checkpoint = ConfigDict({"every_epochs": 1})
-    config.parallel = ConfigDict({"devices": 0})
     config.log = ConfigDict({"progress": "auto", "tensorboard": True})
     config.budget = ConfigDict({"parameters": 100_000, "receptive_field": 44})
     return config

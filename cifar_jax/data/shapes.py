@@ -72,7 +72,7 @@ def _draw_shape(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_texture(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A mask, uint8, (SIDE, SIDE), of one texture all over, with random period (6–10 pixels of 32), phase and tilt (±10°)."""
+    """A mask, uint8, (SIDE, SIDE), of one texture with random period (6–10 pixels of 32), phase and tilt (±10°)."""
     tilt, period = np.deg2rad(rng.uniform(-10, 10)), rng.uniform(6, 10) * OVERSAMPLING
     cos, sin = np.float32(np.cos(tilt) / period), np.float32(np.sin(tilt) / period)
     across = X * cos + Y * sin + np.float32(rng.uniform())

@@ -66,7 +66,7 @@ def mixed(w1, w2, w3, w4) -> tuple[Layer, ...]:
 VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed}
 
 
-class C1C2C3C40(nn.Module):
+class Network(nn.Module):
     """Images (b, h, w, 3), float, normalized -> logits (b, num_classes), float32.
 
     head: "dense" pools, then maps to the classes; "pointwise" maps each position with a 1x1 convolution, then pools.

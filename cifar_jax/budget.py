@@ -1,0 +1,151 @@
+"""Parameters, multiply-accumulates and receptive field of a network, counted from its description, without building it."""
+
+import dataclasses
+import math
+
+from cifar_jax.errors import InputError
+from cifar_jax.models import describe
+from cifar_jax.models.layers import Layer
+
+IMAGE_SIZE = 32
+IMAGE_CHANNELS = 3
+FLOAT_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """One row of the summary. shape: (h, w, c) after the layer; macs: of one image; receptive_field: of a central unit,
+    in input pixels; activation_bytes: what it reads and writes, in float32, plus the shortcut it adds.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int, int]
+    kernel: int
+    stride: int
+    dilation: int
+    parameters: int
+    macs: int
+    receptive_field: int
+    activation_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Totals of a network; weight_bytes and peak_activation_bytes in float32, for one image, at inference."""
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    macs: int
+    receptive_field: int
+    weight_bytes: int
+    peak_activation_bytes: int
+
+
+def summarize(model) -> Summary:
+    """Counts the network of a config's model section. Raises InputError where a map shrinks to nothing."""
+    size, channels, field, jump = IMAGE_SIZE, IMAGE_CHANNELS, 1, 1
+    costs = []
+    for layer in describe(model):
+        if layer.output_size(size) < 1:
+            raise InputError(f"model: layer {layer.name} needs more than its input of {size}x{size}; shrink the map less")
+        field += (layer.kernel - 1) * layer.dilation * jump
+        jump *= layer.stride
+        cost = _count(layer, size, channels, field)
+        size, channels = layer.output_size(size), layer.features
+        costs.append(cost)
+    costs += _head(model, size, channels, field)
+    parameters = sum(cost.parameters for cost in costs)
+    return Summary(
+        layers=tuple(costs),
+        parameters=parameters,
+        macs=sum(cost.macs for cost in costs),
+        receptive_field=field,
+        weight_bytes=parameters * FLOAT_BYTES,
+        peak_activation_bytes=max(cost.activation_bytes for cost in costs),
+    )
+
+
+def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
+    out = layer.output_size(size)
+    taps = layer.kernel**2
+    weights = {
+        "conv": taps * channels * layer.features,
+        "separable": taps * channels + channels * layer.features,
+    }[layer.kind]
+    shape = (out, out, layer.features)
+    return LayerCost(
+        layer.name,
+        layer.kind,
+        shape,
+        layer.kernel,
+        layer.stride,
+        layer.dilation,
+        parameters=weights + 2 * layer.features,  # and the scale and bias of the normalization
+        macs=weights * out * out,
+        receptive_field=field,
+        activation_bytes=FLOAT_BYTES * (size * size * channels + math.prod(shape)),
+    )
+
+
+def _head(model, size: int, channels: int, field: int) -> list[LayerCost]:
+    """Pooling and the output, in the order that model.head asks for."""
+    classes = model.num_classes
+    weights = channels * classes
+    positions, pooled = (size * size, classes) if model.head == "pointwise" else (1, channels)
+
+    def row(name, kind, shape, parameters, macs, read):
+        bytes_ = FLOAT_BYTES * (read + math.prod(shape))
+        return LayerCost(name, kind, shape, 1, 1, 1, parameters, macs, field, bytes_)
+
+    side = size if model.head == "pointwise" else 1
+    output = row("head", model.head, (side, side, classes), weights + classes, weights * positions, side * side * channels)
+    pool = row("gap", "average", (1, 1, pooled), 0, 0, size * size * pooled)
+    return [output, pool] if model.head == "pointwise" else [pool, output]
+
+
+def check_budget(model, budget) -> Summary:
+    """Returns the summary, or raises InputError where the network breaks a limit of the config's budget section.
+
+    budget.parameters: the count must stay below; budget.receptive_field: the field must exceed it.
+    """
+    summary = summarize(model)
+    if summary.parameters >= budget.parameters:
+        raise InputError(
+            f"model: got {summary.parameters:,} parameters, expected fewer than {budget.parameters:,} (budget.parameters); "
+            "lower model.widths"
+        )
+    if summary.receptive_field <= budget.receptive_field:
+        raise InputError(
+            f"model: got a receptive field of {summary.receptive_field}, expected more than {budget.receptive_field} "
+            "(budget.receptive_field); use a variant that dilates or strides more"
+        )
+    return summary
+
+
+def format_table(summary: Summary) -> str:
+    """The summary as aligned lines for a terminal."""
+    header = ("layer", "kind", "output", "stride", "dilation", "parameters", "MACs", "field")
+    rows = [
+        (
+            layer.name,
+            layer.kind,
+            "x".join(map(str, layer.shape)),
+            str(layer.stride),
+            str(layer.dilation),
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}",
+            str(layer.receptive_field),
+        )
+        for layer in summary.layers
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in (header, *rows)
+    ]
+    totals = (
+        f"parameters {summary.parameters:,}   MACs {summary.macs:,}   receptive field {summary.receptive_field}   "
+        f"weights {summary.weight_bytes:,} bytes   peak activations {summary.peak_activation_bytes:,} bytes"
+    )
+    return "\n".join([*lines, totals])

@@ -1,0 +1,65 @@
+"""Checkpoints of a run, through Orbax: which are kept, what they hold, and which config keys may differ on resume.
+
+No other module imports Orbax. A checkpoint is one step of one manager: the TrainState and a JSON of progress.
+"""
+
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from cifar_jax.state import TrainState
+
+# Keys (or whole sections, with a final dot) that change where or how a run is executed, not what it computes.
+RESUMABLE_KEYS = ("data.dir", "data.workers", "parallel.", "log.", "checkpoint.")
+
+
+def may_differ(key: str) -> bool:
+    """Whether a run may be resumed with another value of this config key."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in RESUMABLE_KEYS)
+
+
+class Checkpoints:
+    """The checkpoints under a folder; a context manager, since saving goes on in the background until close()."""
+
+    def __init__(self, directory: str | pathlib.Path, *, keep_best: bool):
+        """keep_best: also keep the one with the highest eval_accuracy; without it only the newest two are kept."""
+        policies = [ocp.checkpoint_managers.LatestN(2)]
+        if keep_best:
+            policies.append(
+                ocp.checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["eval_accuracy"], reverse=False, n=1)
+            )
+        # Restored onto one device by default placement; sharded restores come with the mesh that needs them.
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(directory).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def save(self, step: int, state: TrainState, progress: dict, eval_accuracy: float) -> None:
+        """Saves in the background. progress: JSON values (epoch, times and the like) handed back by restore."""
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        self._manager.save(step, args=items, metrics={"eval_accuracy": eval_accuracy})
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+        """Returns the newest (state, progress), or None where there is none. like: a state of the same structure."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored["state"], restored["progress"]
+
+    def close(self) -> None:
+        """Waits for the last save; safe to call twice."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,0 +1,136 @@
+"""Configs: read from a file with overrides, checked key by key, compared, and turned into JSON and back."""
+
+import difflib
+import json
+import math
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cifar_jax.data.augment import check_augment
+from cifar_jax.errors import InputError
+
+# key: (lowest, highest); both allowed
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "model.num_classes": (2, 100_000),
+    "data.num_validation": (0, 10**9),
+    "data.workers": (0, 256),
+    "optim.momentum": (0.0, 0.9999),
+    "optim.weight_decay": (0.0, 1.0),
+    "schedule.learning_rate": (1e-9, 100.0),
+    "schedule.warmup_fraction": (0.0, 0.999),
+    "ema.decay": (0.0, 0.999999),
+    "train.batch_size": (1, 65_536),
+    "train.epochs": (1, 100_000),
+    "train.label_smoothing": (0.0, 0.999),
+    "checkpoint.every_epochs": (1, 100_000),
+    "budget.parameters": (1, 10**12),
+    "budget.receptive_field": (0, 10**6),
+}
+CHOICES = {
+    "model.name": ("c1c2c3c40",),
+    "model.variant": ("strided", "dilated", "mixed"),
+    "model.head": ("dense", "pointwise"),
+    "model.dtype": ("float32", "bfloat16"),
+    "data.source": ("auto", "tfds", "archive", "npm", "folder", "shapes"),
+    "optim.name": ("sgd",),
+    "schedule.name": ("one_cycle", "cosine", "constant"),
+    "log.progress": ("auto", "bar", "lines", "off"),
+}
+
+
+def read_config(path: str, overrides: list[str]) -> ConfigDict:
+    """Runs the config file's get_config() and applies overrides of the form --config.key=value.
+
+    Raises InputError for a missing or broken file, an unknown key (with the nearest), or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values(["run.py", f"--config={path}", *overrides])
+        config = holder.value
+    except Exception as error:  # whatever the file itself raises is bad input, too
+        raise InputError(_explain(error, path, overrides)) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"config {path}: got {type(config).__name__} from get_config(), expected a ConfigDict")
+    return config.lock()
+
+
+def _explain(error: Exception, path: str, overrides: list[str]) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"config: got {path}, which is no file; name one of configs/*.py"
+    try:
+        known = set(flatten(_bare_config(path)))
+    except Exception as broken:
+        reason = " ".join(str(broken).split())
+        return f"config {path}: it does not run ({type(broken).__name__}: {reason}); mend the file"
+    for override in overrides:
+        name = override.lstrip("-").split("=")[0]
+        key = name.removeprefix("config.")
+        if name == key:
+            return f"{override}: unknown flag; overrides are written --config.key=value"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            hint = f"did you mean --config.{near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+            return f"--{name}: no such key in {path}; {hint}"
+    reason = " ".join(str(error).split())
+    return f"config {path}: {' '.join(overrides)}: {reason}; give a value of the key's type"
+
+
+def _bare_config(path: str):
+    scope = {"__name__": "config", "__file__": path}
+    with open(path) as file:
+        exec(compile(file.read(), path, "exec"), scope)
+    return scope["get_config"]()
+
+
+def flatten(config) -> dict:
+    """{"a.b": value} of a nested config or dict; tuples become lists, as JSON has them."""
+    flat = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def to_json(config) -> dict:
+    """The config as plain JSON values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(values: dict) -> ConfigDict:
+    """The inverse of to_json; lists become tuples, as config files write them."""
+    config = ConfigDict(values)
+    config.model.widths = tuple(config.model.widths)
+    return config.lock()
+
+
+def differing_keys(one, other) -> list[str]:
+    """Keys whose values differ between two configs, as "key (one value, not the other)"; sorted."""
+    one, other = flatten(one), flatten(other)
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return [f"{key} ({one.get(key)} there, {other.get(key)} here)" for key in keys]
+
+
+def check_config(config) -> None:
+    """Raises InputError for the first value out of range; says the key, what was got, what was expected."""
+    flat = flatten(config)
+    for key in RANGES.keys() | CHOICES.keys():
+        if key not in flat:
+            raise InputError(f"config: the key {key} is missing; start from configs/base.py")
+    for key, (low, high) in RANGES.items():
+        value = flat[key]
+        if isinstance(value, float) and not math.isfinite(value) or not low <= value <= high:
+            raise InputError(f"{key}: got {value}, expected {low} to {high}; change it in the config")
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            near = difflib.get_close_matches(str(flat[key]), choices, 1)
+            hint = f"did you mean {near[0]}?" if near else "choose one of them"
+            raise InputError(f"{key}: got {flat[key]!r}, expected one of {', '.join(choices)}; {hint}")
+    widths = config.model.widths
+    if len(widths) != 4 or not all(isinstance(w, int) and 1 <= w <= 4096 for w in widths):
+        raise InputError(f"model.widths: got {tuple(widths)}, expected four integers from 1 to 4096, one a block")
+    check_augment(config.augment)

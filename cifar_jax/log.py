@@ -1,0 +1,107 @@
+"""What a run says and writes while it goes: a progress bar, a line an epoch, metrics.jsonl and TensorBoard events."""
+
+import json
+import os
+import pathlib
+import sys
+
+from tqdm import tqdm
+
+# Fields of a row that TensorBoard shows as curves; the rest are constants or counts.
+SCALARS = (
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "eval_loss",
+    "eval_accuracy",
+    "images_per_second",
+    "input_wait_fraction",
+)
+SPLIT_NAMES = {"test": "Test set", "validation": "Held-out set"}
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    """Writes JSON in one piece: the file appears whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def format_duration(seconds: float) -> str:
+    """h:mm:ss or mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
+
+
+def epoch_line(row: dict) -> str:
+    """The line an epoch in the manner of the log, from a row of metrics.jsonl."""
+    return (
+        f"{SPLIT_NAMES[row['eval_split']]}: average loss {row['eval_loss']:.4f}, "
+        f"accuracy {row['eval_correct']}/{row['eval_examples']} ({100 * row['eval_accuracy']:.2f}%)"
+    )
+
+
+class RunLog:
+    """The log of one run in its workdir; a context manager.
+
+    rows: those of the epochs done before, on resume; metrics.jsonl is written anew from them, so that it never holds
+    an epoch twice or one that the checkpoint does not have.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config, *, num_epochs: int, steps_per_epoch: int, rows=()):
+        self.rows = list(rows)
+        self._path = workdir / "metrics.jsonl"
+        self._progress = config.progress
+        self._bar_wanted = config.progress == "bar" or (config.progress == "auto" and sys.stderr.isatty())
+        self._num_epochs, self._steps_per_epoch = num_epochs, steps_per_epoch
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(temporary, self._path)
+        self._events = None
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter  # slow to import, and not always wanted
+
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(self.rows) + 1)
+
+    def say(self, line: str) -> None:
+        """Prints a line, unless log.progress is off."""
+        if self._progress != "off":
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def epoch_bar(self, epoch: int):
+        """A bar over the steps of an epoch; disabled where stderr is no terminal."""
+        return tqdm(
+            total=self._steps_per_epoch,
+            desc=f"epoch {epoch}/{self._num_epochs}",
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not self._bar_wanted,
+        )
+
+    def write(self, row: dict, seconds_left: float) -> None:
+        """Records an epoch."""
+        self.rows.append(row)
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name in SCALARS if self._events else ():
+            self._events.add_scalar(name, row[name], row["epoch"])
+        if self._events:
+            self._events.flush()
+        self.say(
+            f"Epoch {row['epoch']}/{self._num_epochs}: loss {row['train_loss']:.4f}, "
+            f"accuracy {100 * row['train_accuracy']:.2f}%, {row['images_per_second']:.0f} images/s, "
+            f"{row['seconds']:.1f} s, {format_duration(seconds_left)} left\n{epoch_line(row)}"
+        )
+
+    def close(self) -> None:
+        if self._events:
+            self._events.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

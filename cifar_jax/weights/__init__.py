@@ -1,0 +1,101 @@
+"""Weights files: safetensors, no pickle. The committed networks lie beside this file and are named without suffix.
+
+Keys are params/LAYER/NAME and batch_stats/LAYER/NAME; the metadata makes the file self-sufficient: config (without keys
+that depend on the machine), classes, mean, std.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from cifar_jax.config import from_json
+from cifar_jax.errors import InputError
+
+FORMAT_VERSION = 1
+COMMITTED = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """variables: {"params", "batch_stats"}, numpy; config: the training config; mean, std: fractions of 255."""
+
+    variables: dict
+    config: Any
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    path: str
+
+
+def save_weights(path: str | os.PathLike, variables, *, config: dict, classes, mean, std) -> None:
+    """Writes the file in one piece: it appears whole or not at all."""
+    flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
+    content = {"config": config, "classes": classes, "mean": mean, "std": std, "format_version": FORMAT_VERSION}
+    metadata = {key: json.dumps(value) for key, value in content.items()}
+    data = save({key: np.ascontiguousarray(value) for key, value in flat.items()}, metadata)
+    temporary = pathlib.Path(f"{path}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def find_weights(name: str) -> pathlib.Path:
+    """The file of a committed name or a path; raises InputError where there is neither."""
+    names = sorted(path.stem for path in COMMITTED.glob("*.safetensors"))
+    path = COMMITTED / f"{name}.safetensors" if name in names else pathlib.Path(name)
+    if not path.is_file():
+        raise InputError(
+            f"weights: got {name}, expected a file or one of the committed names ({', '.join(names) or 'none yet'})"
+        )
+    return path
+
+
+def load_weights(name: str) -> Weights:
+    """Reads a committed name or a file; raises InputError where it is no weights file of this project, or damaged."""
+    path = find_weights(name)
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            flat = {key: file.get_tensor(key) for key in file.keys()}
+        if metadata["format_version"] > FORMAT_VERSION:
+            raise InputError(
+                f"weights {path}: got format {metadata['format_version']}, expected at most {FORMAT_VERSION}; update cifar_jax"
+            )
+        variables = traverse_util.unflatten_dict(flat, sep="/")
+        config = from_json(metadata["config"])
+        return Weights(
+            variables,
+            config,
+            tuple(metadata["classes"]),
+            tuple(metadata["mean"]),
+            tuple(metadata["std"]),
+            str(path),
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"weights {path}: not a whole weights file of cifar_jax ({type(error).__name__}: {reason}); "
+            "expected what training writes as weights.safetensors"
+        ) from error
+
+
+def check_variables(variables, expected, path: str) -> None:
+    """Raises InputError naming the first tensor that is missing, unexpected, or of another shape than the network's.
+
+    expected: a tree of arrays or ShapeDtypeStructs.
+    """
+    have = {key: value.shape for key, value in traverse_util.flatten_dict(variables, sep="/").items()}
+    want = {key: value.shape for key, value in traverse_util.flatten_dict(expected, sep="/").items()}
+    for key in sorted(have.keys() | want.keys()):
+        if have.get(key) != want.get(key):
+            raise InputError(
+                f"weights {path}: tensor {key}: got {have.get(key, 'nothing')}, expected {want.get(key, 'nothing')}; "
+                "these weights are for another network"
+            )
