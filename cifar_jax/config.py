@@ -40,31 +40,49 @@ CHOICES = {
 }
 
 
+def _known_keys(path: str) -> set[str]:
+    """The keys of a config file; raises InputError where it is missing or does not run."""
+    try:
+        with open(path) as file:
+            scope = {"__name__": "config", "__file__": path}
+            exec(compile(file.read(), path, "exec"), scope)
+        return set(flatten(scope["get_config"]()))
+    except OSError as error:
+        raise InputError(f"--config: got {path}, which cannot be read ({error.strerror}); name one of configs/*.py") from error
+    except Exception as error:  # whatever the file itself raises is bad input, too
+        reason = " ".join(str(error).split())
+        raise InputError(f"--config: {path} does not run ({type(error).__name__}: {reason}); mend the file") from error
+
+
 def read_config(path: str, overrides: list[str]) -> ConfigDict:
     """Runs the config file's get_config() and applies overrides of the form --config.key=value.
 
     Raises InputError for a missing or broken file, an unknown key (with the nearest), or a value of the wrong type.
     """
+    known = _known_keys(path)
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     try:
         values(["run.py", f"--config={path}", *overrides])
-        config = holder.value
-    except Exception as error:  # whatever the file itself raises is bad input, too
-        raise InputError(_explain(error, path, overrides)) from error
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"config {path}: got {type(config).__name__} from get_config(), expected a ConfigDict")
+    except Exception as error:
+        raise InputError(_explain(error, path, overrides, known)) from error
+    return holder.value.lock()
+
+
+def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """A copy of a config made in memory with overrides --config.key=value; raises InputError like read_config."""
+    values = flags.FlagValues()
+    config = config.copy_and_resolve_references()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    try:
+        values(["run.py", *overrides])
+    except Exception as error:
+        raise InputError(_explain(error, "the stored config", overrides, set(flatten(config)))) from error
     return config.lock()
 
 
-def _explain(error: Exception, path: str, overrides: list[str]) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"config: got {path}, which is no file; name one of configs/*.py"
-    try:
-        known = set(flatten(_bare_config(path)))
-    except Exception as broken:
-        reason = " ".join(str(broken).split())
-        return f"config {path}: it does not run ({type(broken).__name__}: {reason}); mend the file"
+def _explain(error: Exception, path: str, overrides: list[str], known: set[str]) -> str:
+    """One line for an error that ml_collections raised while it applied overrides to a config with the keys `known`."""
     for override in overrides:
         name = override.lstrip("-").split("=")[0]
         key = name.removeprefix("config.")
@@ -76,13 +94,6 @@ def _explain(error: Exception, path: str, overrides: list[str]) -> str:
             return f"--{name}: no such key in {path}; {hint}"
     reason = " ".join(str(error).split())
     return f"config {path}: {' '.join(overrides)}: {reason}; give a value of the key's type"
-
-
-def _bare_config(path: str):
-    scope = {"__name__": "config", "__file__": path}
-    with open(path) as file:
-        exec(compile(file.read(), path, "exec"), scope)
-    return scope["get_config"]()
 
 
 def flatten(config) -> dict:

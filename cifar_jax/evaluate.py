@@ -1,10 +1,20 @@
 """Counts a split exactly: loss and accuracy over all examples, and accuracy of each class."""
 
-import jax
+import pathlib
 
-from cifar_jax import metrics
+import jax
+import jax.numpy as jnp
+
+from cifar_jax import metrics, workdir
+from cifar_jax.budget import summarize
+from cifar_jax.config import check_config, with_overrides
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.loader import Prefetch, eval_batches
+from cifar_jax.data.sources import load_dataset
+from cifar_jax.errors import InputError
+from cifar_jax.models import create_model
+from cifar_jax.steps import make_eval_step
+from cifar_jax.weights import check_variables, load_weights
 
 BATCH_SIZE = 500  # divides CIFAR-10's 10,000 and 5,000; the size changes no result, only speed
 
@@ -22,3 +32,27 @@ def evaluate(eval_step, variables, split: Split, mean, std) -> dict:
     counts = zip(sums["class_correct"].tolist(), sums["class_examples"].tolist(), strict=True)
     class_accuracy = [correct / examples if examples else None for correct, examples in counts]
     return metrics.summarize(sums) | {"class_accuracy": class_accuracy}
+
+
+def evaluate_files(directory: str | None, weights: str | None, overrides: list[str]) -> dict:
+    """Counts the test set for a finished run's folder or a weights file; returns what `evaluate --json` prints.
+
+    overrides: --config.data.dir=DIR and --config.data.source=NAME, to say where the data lies on this machine.
+    Raises InputError where neither or both are given, or the file is missing, damaged, or for another network.
+    """
+    if bool(directory) == bool(weights):
+        raise InputError("evaluate: expected one of --workdir DIR and --weights NAME|FILE")
+    found = load_weights(weights or str(pathlib.Path(directory, "weights.safetensors")))
+    config = with_overrides(found.config, overrides)
+    check_config(config)
+    model = create_model(config.model)
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    check_variables(found.variables, expected, found.path)
+    dataset = load_dataset(config.data.source, config.data.dir)
+    if dataset.classes != found.classes:
+        raise InputError(
+            f"data: got the classes {', '.join(dataset.classes[:10])}, expected those of the weights: "
+            f"{', '.join(found.classes[:10])}; name the data with --config.data.source and --config.data.dir"
+        )
+    counts = evaluate(jax.jit(make_eval_step(model)), found.variables, dataset.test, found.mean, found.std)
+    return workdir.evaluation_result(config, found.classes, "test", counts, summarize(config.model).parameters)

@@ -32,7 +32,7 @@ def get_config():
     config.optim = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4})
     config.schedule = ConfigDict({"name": "one_cycle", "learning_rate": 0.4, "warmup_fraction": 0.25})
     config.ema = ConfigDict({"decay": 0.0})
-    config.train = ConfigDict({"batch_size": 128, "epochs": 20, "label_smoothing": 0.1})
+    config.train = ConfigDict({"batch_size": 128, "epochs": 16, "label_smoothing": 0.1})
     config.checkpoint = ConfigDict({"every_epochs": 1})
     config.log = ConfigDict({"progress": "auto", "tensorboard": True})
     config.budget = ConfigDict({"parameters": 100_000, "receptive_field": 44})

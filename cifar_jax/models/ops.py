@@ -2,7 +2,7 @@
 
 XLA's own grouped and small dense convolutions are several times slower there: a 1x1 convolution is written as a matrix
 product, a dense k x k one as im2col and a matrix product, a depthwise one as k*k shifted multiply-adds whose weight
-gradient is taken over chunks of images that stay in cache. All are exact: they equal lax.conv_general_dilated up to the
+gradient is taken over groups of images. All are exact: they equal lax.conv_general_dilated up to the
 order of the sums.
 
 Shapes: x is (b, h, w, c); kernels are HWIO. `padding` is that of PyTorch: the same number of zeros on every side, so the
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# One chunk of the depthwise weight gradient: its two operands should fit a core's L2 cache.
-_CHUNK_BYTES = 1 << 20
+# Images whose products are added at once in the depthwise weight gradient; 16 is no faster and compiles for longer.
+_GROUP_SIZE = 8
 
 
 def output_size(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
@@ -115,24 +115,25 @@ def _depthwise_backward(stride, dilation, padding, residuals, grad):
 
 
 def _depthwise_kernel_grad(x, grad, k, stride, dilation, padding):
-    """Sum over images and positions of x * grad for each tap: (k, k, c)."""
-    rows, cols = grad.shape[1:3]
+    """Sum over images and positions of x * grad for each tap: (k, k, c).
 
-    def of_chunk(chunk):
-        x, grad = chunk
+    A scan over groups of images adds into one map a tap, elementwise, and only the maps are reduced to numbers: XLA
+    vectorizes such sums, and not the direct reduction, and a group's maps stay in cache.
+    """
+    rows, cols = grad.shape[1:3]
+    taps = [(i, j) for i in range(k) for j in range(k)]
+
+    def add_group(maps, group):
+        x, grad = group
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        sums = [
-            jnp.sum(_taps(_taps(x, 1, i, rows, stride, dilation), 2, j, cols, stride, dilation) * grad, (0, 1, 2))
-            for i in range(k)
-            for j in range(k)
-        ]
-        return jnp.stack(sums).reshape(k, k, -1)
+        seen = [_taps(_taps(x, 1, i, rows, stride, dilation), 2, j, cols, stride, dilation) for i, j in taps]
+        return [sum((tap[n] * grad[n] for n in range(len(grad))), start) for start, tap in zip(maps, seen, strict=True)], None
 
     b = x.shape[0]
-    wanted = max(1, _CHUNK_BYTES // max(1, (x.size + grad.size) // b * x.dtype.itemsize))
-    size = max(n for n in range(1, b + 1) if b % n == 0 and n <= wanted)
-    chunks = [a.reshape(b // size, size, *a.shape[1:]) for a in (x, grad)]
-    return lax.map(of_chunk, chunks).sum(0)
+    size = max(n for n in range(1, _GROUP_SIZE + 1) if b % n == 0)
+    groups = [a.reshape(b // size, size, *a.shape[1:]) for a in (x, grad)]
+    maps, _ = lax.scan(add_group, [jnp.zeros(grad.shape[1:], grad.dtype)] * len(taps), groups)
+    return jnp.stack(maps).sum((1, 2)).reshape(k, k, -1)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

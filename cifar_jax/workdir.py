@@ -1,0 +1,157 @@
+"""The folder of one run: what it may hold before training, and the files that training leaves there."""
+
+import json
+import os
+import pathlib
+import platform
+import tempfile
+
+import jax
+
+from cifar_jax import budget
+from cifar_jax.checkpoint import may_differ
+from cifar_jax.config import differing_keys, from_json, to_json
+from cifar_jax.errors import InputError
+from cifar_jax.log import format_duration, write_json
+
+FORMAT_VERSION = 1
+
+
+def read_json(path: pathlib.Path) -> dict | None:
+    """The content of a JSON file of ours, or None where it does not exist; raises InputError where it is damaged."""
+    try:
+        value = json.loads(path.read_text())
+        version = value["format_version"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: damaged ({reason}); restore it from a copy, or choose another --workdir") from error
+    if version > FORMAT_VERSION:
+        raise InputError(f"{path}: got format {version}, expected at most {FORMAT_VERSION}; update cifar_jax")
+    return value
+
+
+def check(path: pathlib.Path, config) -> None:
+    """Raises InputError where the workdir cannot be written or holds a run made with another config. Writes nothing."""
+    parent = path
+    while not parent.exists() and not parent.is_symlink():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"--workdir: got {path}, but {parent} is no folder that can be written; name another")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # a read-only mount answers yes to os.access for root
+            pass
+    except OSError as error:
+        raise InputError(f"--workdir: got {path}, but {parent} cannot be written ({error.strerror}); name another") from error
+    stored = read_json(path / "config.json")
+    if stored is None:
+        if path.exists() and any(path.iterdir()):
+            raise InputError(f"--workdir: got {path}, which holds files but no run; name a new or empty folder")
+        return
+    differing = [key for key in differing_keys(from_json(stored["config"]), config) if not may_differ(key.split()[0])]
+    if differing:
+        raise InputError(
+            f"--workdir: {path} holds a run made with another config: {', '.join(differing)}; "
+            "use the same values or another --workdir"
+        )
+
+
+def create(path: pathlib.Path, config) -> None:
+    """Makes the folder, with config.json in it."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", {"format_version": FORMAT_VERSION, "config": to_json(config)})
+
+
+def read_result(path: pathlib.Path) -> dict | None:
+    """result.json of a finished run, or None."""
+    return read_json(path / "result.json")
+
+
+def portable(config: dict) -> dict:
+    """The config without what depends on the machine: where the data lies and how many processes read it."""
+    data = config["data"] | {"dir": "", "workers": 0}
+    return config | {"data": data}
+
+
+def describe_device() -> str:
+    """Platform, count and kind of the devices in use, such as "cpu: 2 cores, Intel(R) Xeon(R) Processor @ 2.50GHz"."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{devices[0].platform}: {len(devices)} x {devices[0].device_kind}"
+    kind = platform.processor() or platform.machine()
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        kind = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu: {cores} cores, {kind}"
+
+
+def versions() -> dict:
+    """Versions of what the figures depend on."""
+    from importlib.metadata import version
+
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "albumentations", "opencv-python-headless", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def evaluation_result(config, classes, split: str, counts: dict, parameters: int) -> dict:
+    """What `evaluate --json` prints and result.json begins with; counts: what evaluate.evaluate returned."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "config": to_json(config),
+        "seed": config.seed,
+        "split": split,
+        "examples": counts["examples"],
+        "correct": counts["correct"],
+        "accuracy": counts["accuracy"],
+        "loss": counts["loss"],
+        "per_class_accuracy": dict(zip(classes, counts["class_accuracy"], strict=True)),
+        "parameters": parameters,
+        "device": describe_device(),
+        "versions": versions(),
+    }
+
+
+def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[dict]) -> dict:
+    """Writes result.json, the mark of a finished run, and returns its content."""
+    summary = budget.summarize(config.model)
+    result = evaluation_result(config, dataset.classes, "test", counts, summary.parameters) | {
+        "receptive_field": summary.receptive_field,
+        "epochs": config.train.epochs,
+        "train_seconds": sum(row["seconds"] for row in rows),
+        "train_loss": rows[-1]["train_loss"],
+        "train_accuracy": rows[-1]["train_accuracy"],
+        "data_source": dataset.source,
+        "data_verified": dataset.verified,
+    }
+    write_json(path / "result.json", result)
+    return result
+
+
+def format_result(result: dict, path: pathlib.Path | str) -> str:
+    """The closing summary of a run for a terminal."""
+    lines = [
+        f"Total parameters   {result['parameters']:,}",
+        f"Receptive field    {result['receptive_field']}",
+        f"Epochs             {result['epochs']} in {format_duration(result['train_seconds'])} on {result['device']}",
+        f"Training accuracy  {100 * result['train_accuracy']:.2f}% (running, augmented images, last epoch)",
+        format_counts(result),
+        f"Everything lies in {path}: result.json, weights.safetensors, metrics.jsonl, tensorboard/, checkpoints/",
+    ]
+    return "\n".join(lines)
+
+
+def format_counts(result: dict) -> str:
+    """Accuracy in all and of each class, as lines."""
+    rows = result["per_class_accuracy"]
+    width = max(len(name) for name in rows)
+    shown = {name: "no images" if value is None else f"{100 * value:6.2f}%" for name, value in rows.items()}
+    return "\n".join(
+        [
+            f"Test accuracy      {100 * result['accuracy']:.2f}% ({result['correct']}/{result['examples']}), loss {result['loss']:.4f}",
+            *(f"  {name.ljust(width)}  {value}" for name, value in shown.items()),
+        ]
+    )

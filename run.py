@@ -1,0 +1,135 @@
+"""The command line: flags and verbs, nothing else. `python run.py --help` lists them."""
+
+import argparse
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+
+from cifar_jax.errors import InputError, RunError
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run.py", description="CIFAR-10 classifiers under 100,000 parameters in JAX.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    override = "and any --config.key=value"
+
+    def verb(name, help_, **flags):
+        sub = verbs.add_parser(name, help=help_, description=f"{help_} ({override})", allow_abbrev=False)
+        for flag, options in flags.items():
+            sub.add_argument(f"--{flag}", **options)
+
+    file = {"metavar": "FILE", "help": "a config file, such as configs/base.py"}
+    as_json = {"action": "store_true", "help": "print one JSON object"}
+    folder = {"metavar": "DIR", "help": "the folder of the run; default runs/NAME"}
+    verb("train", "train, or resume what the workdir holds (the default verb)", config=file | {"required": True}, workdir=folder)
+    verb("summary", "layers, parameters, MACs, receptive field", config=file | {"required": True}, json=as_json)
+    verb(
+        "evaluate",
+        "count the test images that a trained network gets right",
+        workdir={"metavar": "DIR", "help": "the folder of a finished run"},
+        weights={"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
+        json=as_json,
+    )
+    verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": "configs/base.py"})
+    return parser
+
+
+def parse(argv: list[str]):
+    """Returns (flags, overrides); the verb `train` may be left out."""
+    if argv and argv[0].startswith("--") and argv[0] not in ("--help",):
+        argv = ["train", *argv]
+    parser = make_parser()
+    flags, overrides = parser.parse_known_args(argv)
+    if flags.verb is None:
+        parser.print_help()
+        raise SystemExit(0 if argv else 2)
+    for text in overrides:
+        if not text.startswith("--config."):
+            raise InputError(f"{text}: unknown argument; see run.py {flags.verb} --help; overrides are --config.key=value")
+    return flags, overrides
+
+
+def train(flags, overrides):
+    from cifar_jax import config, train, workdir
+
+    directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
+    result = train.train(config.read_config(flags.config, overrides), directory)
+    print(workdir.format_result(result, directory))
+
+
+def summary(flags, overrides):
+    import dataclasses
+
+    from cifar_jax import budget, config
+
+    settings = config.read_config(flags.config, overrides)
+    config.check_config(settings)
+    counted = budget.summarize(settings.model)
+    if flags.json:
+        fields = dataclasses.asdict(counted) | {"config": config.to_json(settings), "budget": settings.budget.to_dict()}
+        print(json.dumps(fields))
+    else:
+        print(budget.format_table(counted))
+    budget.check_budget(settings.model, settings.budget)
+
+
+def evaluate(flags, overrides):
+    from cifar_jax import evaluate, workdir
+
+    result = evaluate.evaluate_files(flags.workdir, flags.weights, overrides)
+    print(json.dumps(result) if flags.json else workdir.format_counts(result))
+
+
+def data(flags, overrides):
+    from cifar_jax import config
+    from cifar_jax.data.sources import load_dataset
+
+    settings = config.read_config(flags.config, overrides)
+    config.check_config(settings)
+    dataset = load_dataset(settings.data.source, settings.data.dir)
+    checked = "every digest matches" if dataset.verified else "accepted by name, no digests to match"
+    print(
+        f"{len(dataset.train)} training and {len(dataset.test)} test images of {len(dataset.classes)} classes from "
+        f"{dataset.source}; {checked}; in {dataset.path or 'memory'}"
+    )
+
+
+def stop(number, _):
+    raise Stopped(number)
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command and returns its exit code."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("cifar_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        flags, overrides = parse(argv)
+        {"train": train, "summary": summary, "evaluate": evaluate, "data": data}[flags.verb](flags, overrides)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        name = signal.Signals(stopped.args[0]).name
+        print(f"stopped by {name}; the same command resumes a training run at its last checkpoint", file=sys.stderr)
+        return 128 + stopped.args[0]
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
