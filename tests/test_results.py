@@ -1,0 +1,35 @@
+"""The README's table is what the rows of results/runs.csv say."""
+
+import importlib.util
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("table", ROOT / "results" / "table.py")
+table = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(table)
+
+
+def make_row(**changes):
+    row = {"config": "base", "seed": "0", "epochs": "2", "parameters": "89386", "receptive_field": "83", "correct": "8600"}
+    return row | {"examples": "10000", "seconds": "60", "device": "cpu: 2 cores, X", "versions": ""} | changes
+
+
+def test_readme_table_is_generated_from_the_rows():
+    text = (ROOT / "README.md").read_text()
+    assert table.updated_readme(text, table.read_rows()) == text
+
+
+def test_every_row_counts_the_whole_test_set():
+    assert table.read_rows()
+    assert all(row["examples"] == "10000" and int(row["parameters"]) < 100_000 for row in table.read_rows())
+
+
+def test_one_run_shows_its_count_and_interval():
+    # 1.96 * sqrt(0.86 * 0.14 / 10000) = 0.0068
+    assert "86.00 % (8600 of 10000; 95 % interval ± 0.68)" in table.format_table([make_row()])
+
+
+def test_several_seeds_show_mean_and_standard_deviation():
+    rows = [make_row(), make_row(seed="1", correct="8700"), make_row(seed="2", correct="8800")]
+    line = table.format_table(rows).splitlines()[-1]
+    assert "87.00 ± 1.00 %" in line and "| 3 |" in line
