@@ -15,9 +15,16 @@ class Stopped(BaseException):
     """A signal asked the process to end."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, through InputError."""
+
+    def error(self, message):
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="run.py", description="CIFAR-10 classifiers under 100,000 parameters in JAX.")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    parser = Parser(prog="run.py", description="CIFAR-10 classifiers under 100,000 parameters in JAX.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     override = "and any --config.key=value"
 
     def verb(name, help_, **flags):
@@ -45,11 +52,7 @@ def parse(argv: list[str]):
     """Returns (flags, overrides); the verb `train` may be left out."""
     if argv and argv[0].startswith("--") and argv[0] not in ("--help",):
         argv = ["train", *argv]
-    parser = make_parser()
-    flags, overrides = parser.parse_known_args(argv)
-    if flags.verb is None:
-        parser.print_help()
-        raise SystemExit(0 if argv else 2)
+    flags, overrides = make_parser().parse_known_args(argv)
     for text in overrides:
         if not text.startswith("--config."):
             raise InputError(f"{text}: unknown argument; see run.py {flags.verb} --help; overrides are --config.key=value")
@@ -110,9 +113,9 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
         flags, overrides = parse(argv)
         {"train": train, "summary": summary, "evaluate": evaluate, "data": data}[flags.verb](flags, overrides)
     except InputError as error:
@@ -122,6 +125,8 @@ def main(argv: list[str]) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except Stopped as stopped:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # ending already
         name = signal.Signals(stopped.args[0]).name
         print(f"stopped by {name}; the same command resumes a training run at its last checkpoint", file=sys.stderr)
         return 128 + stopped.args[0]

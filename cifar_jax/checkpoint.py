@@ -3,11 +3,13 @@
 No other module imports Orbax. A checkpoint is one step of one manager: the TrainState and a JSON of progress.
 """
 
+import operator
 import pathlib
 
 import jax
 import orbax.checkpoint as ocp
 
+from cifar_jax.errors import RunError
 from cifar_jax.state import TrainState
 
 # Keys (or whole sections, with a final dot) that change where or how a run is executed, not what it computes.
@@ -25,15 +27,16 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, *, keep_best: bool):
         """keep_best: also keep the one with the highest eval_accuracy; without it only the newest two are kept."""
         policies = [ocp.checkpoint_managers.LatestN(2)]
+        accuracy = None
         if keep_best:
-            policies.append(
-                ocp.checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["eval_accuracy"], reverse=False, n=1)
-            )
+            accuracy = operator.itemgetter("eval_accuracy")
+            policies.append(ocp.checkpoint_managers.BestN(get_metric_fn=accuracy, reverse=False, n=1))
         # Restored onto one device by default placement; sharded restores come with the mesh that needs them.
         self._manager = ocp.CheckpointManager(
             pathlib.Path(directory).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=accuracy,  # without it the metrics are not written, and a resumed run forgets which is best
                 enable_async_checkpointing=True,
             ),
         )
@@ -44,13 +47,23 @@ class Checkpoints:
         self._manager.save(step, args=items, metrics={"eval_accuracy": eval_accuracy})
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
-        """Returns the newest (state, progress), or None where there is none. like: a state of the same structure."""
+        """Returns the newest (state, progress), or None where there is none. like: a state of the same structure.
+
+        Raises RunError where it cannot be read.
+        """
         step = self._manager.latest_step()
         if step is None:
             return None
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:  # Orbax raises nearly anything at a damaged file
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise RunError(
+                f"the checkpoint {self._manager.directory / str(step)} cannot be read ({reason}); remove that folder, then "
+                "start the same command again to resume from the one before"
+            ) from error
         return restored["state"], restored["progress"]
 
     def close(self) -> None:

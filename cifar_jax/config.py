@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict, config_flags
 from cifar_jax.data.augment import check_augment
 from cifar_jax.errors import InputError
 
-# key: (lowest, highest); both allowed
+# key: (lowest, highest); both allowed; a whole number where the lowest is one
 RANGES = {
     "seed": (0, 2**32 - 1),
     "model.num_classes": (2, 100_000),
@@ -33,11 +32,13 @@ CHOICES = {
     "model.variant": ("strided", "dilated", "mixed"),
     "model.head": ("dense", "pointwise"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.source": ("auto", "tfds", "archive", "npm", "folder", "shapes"),
+    "data.source": ("auto", "tfds", "archive", "npm", "cache", "folder", "shapes"),
     "optim.name": ("sgd",),
     "schedule.name": ("one_cycle", "cosine", "constant"),
     "log.progress": ("auto", "bar", "lines", "off"),
 }
+TYPES = {"data.dir": str, "optim.nesterov": bool, "log.tensorboard": bool}
+KNOWN = {*RANGES, *CHOICES, *TYPES, "model.widths"}  # and the augment section, which augment.check_augment knows
 
 
 def _known_keys(path: str) -> set[str]:
@@ -46,12 +47,19 @@ def _known_keys(path: str) -> set[str]:
         with open(path) as file:
             scope = {"__name__": "config", "__file__": path}
             exec(compile(file.read(), path, "exec"), scope)
-        return set(flatten(scope["get_config"]()))
+        if "get_config" not in scope:
+            raise TypeError("it has no get_config()")
+        config = scope["get_config"]()
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"get_config() returned a {type(config).__name__}")
+        return set(flatten(config))
     except OSError as error:
         raise InputError(f"--config: got {path}, which cannot be read ({error.strerror}); name one of configs/*.py") from error
-    except Exception as error:  # whatever the file itself raises is bad input, too
-        reason = " ".join(str(error).split())
-        raise InputError(f"--config: {path} does not run ({type(error).__name__}: {reason}); mend the file") from error
+    except (Exception, SystemExit) as error:  # whatever the file itself raises is bad input, too
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"--config: got {path}, which does not run ({reason}), expected get_config() to return a ConfigDict; mend it"
+        ) from error
 
 
 def read_config(path: str, overrides: list[str]) -> ConfigDict:
@@ -61,9 +69,10 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
     """
     known = _known_keys(path)
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    argv = ["run.py", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        values(["run.py", f"--config={path}", *overrides])
+        values(argv)
     except Exception as error:
         raise InputError(_explain(error, path, overrides, known)) from error
     return holder.value.lock()
@@ -73,9 +82,10 @@ def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """A copy of a config made in memory with overrides --config.key=value; raises InputError like read_config."""
     values = flags.FlagValues()
     config = config.copy_and_resolve_references()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    argv = ["run.py", *overrides]
     try:
-        values(["run.py", *overrides])
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)  # sets the overrides already
+        values(argv)
     except Exception as error:
         raise InputError(_explain(error, "the stored config", overrides, set(flatten(config)))) from error
     return config.lock()
@@ -114,9 +124,8 @@ def to_json(config) -> dict:
 
 def from_json(values: dict) -> ConfigDict:
     """The inverse of to_json; lists become tuples, as config files write them."""
-    config = ConfigDict(values)
-    config.model.widths = tuple(config.model.widths)
-    return config.lock()
+    model = values["model"] | {"widths": tuple(values["model"]["widths"])}
+    return ConfigDict(values | {"model": model}).lock()
 
 
 def differing_keys(one, other) -> list[str]:
@@ -127,21 +136,37 @@ def differing_keys(one, other) -> list[str]:
 
 
 def check_config(config) -> None:
-    """Raises InputError for the first value out of range; says the key, what was got, what was expected."""
+    """Raises InputError for the first key that is missing or unknown, or value of a wrong type or out of range."""
     flat = flatten(config)
-    for key in RANGES.keys() | CHOICES.keys():
-        if key not in flat:
-            raise InputError(f"config: the key {key} is missing; start from configs/base.py")
+    _check_keys({key for key in flat if key.split(".")[0] != "augment"})
     for key, (low, high) in RANGES.items():
-        value = flat[key]
-        if isinstance(value, float) and not math.isfinite(value) or not low <= value <= high:
-            raise InputError(f"{key}: got {value}, expected {low} to {high}; change it in the config")
+        value, kind = flat[key], int if isinstance(low, int) else (int, float)
+        # `not low <= value` also refuses NaN; bool is an int to Python, a slip in a config
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            words = "a whole number from " if kind is int else ""
+            raise InputError(f"{key}: got {value!r}, expected {words}{low} to {high}; change it in the config")
+    for key, kind in TYPES.items():
+        if not isinstance(flat[key], kind):
+            raise InputError(f"{key}: got {flat[key]!r}, expected a {kind.__name__}; change it in the config")
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             near = difflib.get_close_matches(str(flat[key]), choices, 1)
             hint = f"did you mean {near[0]}?" if near else "choose one of them"
             raise InputError(f"{key}: got {flat[key]!r}, expected one of {', '.join(choices)}; {hint}")
     widths = config.model.widths
-    if len(widths) != 4 or not all(isinstance(w, int) and 1 <= w <= 4096 for w in widths):
-        raise InputError(f"model.widths: got {tuple(widths)}, expected four integers from 1 to 4096, one a block")
-    check_augment(config.augment)
+    whole = isinstance(widths, tuple | list) and all(isinstance(w, int) and 1 <= w <= 4096 for w in widths)
+    if not whole or len(widths) != 4:
+        raise InputError(
+            f"model.widths: got {widths!r}, expected four whole numbers from 1 to 4096, one a block, such as (32, 64, 96, 128); "
+            "change it in the config"
+        )
+    check_augment(config.get("augment"))
+
+
+def _check_keys(keys: set[str]) -> None:
+    for key in sorted(keys - KNOWN):
+        near = difflib.get_close_matches(key, KNOWN, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else "remove it"
+        raise InputError(f"config: got the key {key}, expected only keys of configs/base.py; {hint}")
+    for key in sorted(KNOWN - keys):
+        raise InputError(f"config: the key {key} is missing, expected every key of configs/base.py; start from that file")

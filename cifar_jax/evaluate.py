@@ -42,6 +42,11 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
     """
     if bool(directory) == bool(weights):
         raise InputError("evaluate: expected one of --workdir DIR and --weights NAME|FILE")
+    if directory and workdir.read_result(pathlib.Path(directory)) is None:
+        raise InputError(
+            f"--workdir: got {directory}, which holds no finished run, expected a result.json in it; finish the run with "
+            "the command that began it, or name another"
+        )
     found = load_weights(weights or str(pathlib.Path(directory, "weights.safetensors")))
     config = with_overrides(found.config, overrides)
     check_config(config)

@@ -46,8 +46,6 @@ def make_eval_step(model, *, axis_name: str | None = None):
 
     def eval_step(variables, batch):
         logits = model.apply(variables, batch["image"], train=False)
-        return metrics.sum_over(
-            metrics.eval_sums(logits, batch["label"], batch["mask"], model.num_classes), axis_name
-        )
+        return metrics.sum_over(metrics.eval_sums(logits, batch["label"], batch["mask"], model.num_classes), axis_name)
 
     return eval_step

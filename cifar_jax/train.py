@@ -83,9 +83,8 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
     state, rows = (restored[0], restored[1]["rows"]) if restored else (state, [])
     eval_split = "validation" if len(held_out) else "test"
     watched = held_out if len(held_out) else dataset.test
-    with RunLog(
-        path, config.log, num_epochs=config.train.epochs, steps_per_epoch=loader.steps_per_epoch, rows=rows
-    ) as log:
+    counts = None
+    with RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=loader.steps_per_epoch, rows=rows) as log:
         log.say(_opening(config, path, dataset, kept=len(dataset.train) - len(held_out), rows=rows))
         for epoch in range(len(rows) + 1, config.train.epochs + 1):
             began = time.perf_counter()
@@ -111,7 +110,7 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
             if epoch % config.checkpoint.every_epochs == 0 or epoch == config.train.epochs:
                 checkpoints.save(row["step"], state, {"rows": log.rows}, row["eval_accuracy"])
         variables = final_variables(state)
-        if eval_split != "test":
+        if eval_split != "test" or counts is None:  # None: every epoch was done before
             counts = evaluate(eval_step, variables, dataset.test, dataset.mean, dataset.std)
     save_weights(
         path / "weights.safetensors",

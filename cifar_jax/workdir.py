@@ -21,15 +21,21 @@ def read_json(path: pathlib.Path) -> dict | None:
     """The content of a JSON file of ours, or None where it does not exist; raises InputError where it is damaged."""
     try:
         value = json.loads(path.read_text())
-        version = value["format_version"]
+        version = int(value["format_version"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: damaged ({reason}); restore it from a copy, or choose another --workdir") from error
+        raise _damaged(path, error) from error
     if version > FORMAT_VERSION:
         raise InputError(f"{path}: got format {version}, expected at most {FORMAT_VERSION}; update cifar_jax")
     return value
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return InputError(
+        f"{path}: got a damaged file ({reason}), expected what training wrote; restore it from a copy or choose another --workdir"
+    )
 
 
 def check(path: pathlib.Path, config) -> None:
@@ -49,7 +55,11 @@ def check(path: pathlib.Path, config) -> None:
         if path.exists() and any(path.iterdir()):
             raise InputError(f"--workdir: got {path}, which holds files but no run; name a new or empty folder")
         return
-    differing = [key for key in differing_keys(from_json(stored["config"]), config) if not may_differ(key.split()[0])]
+    try:
+        there = from_json(stored["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path / "config.json", error) from error
+    differing = [key for key in differing_keys(there, config) if not may_differ(key.split()[0])]
     if differing:
         raise InputError(
             f"--workdir: {path} holds a run made with another config: {', '.join(differing)}; "
@@ -64,8 +74,14 @@ def create(path: pathlib.Path, config) -> None:
 
 
 def read_result(path: pathlib.Path) -> dict | None:
-    """result.json of a finished run, or None."""
-    return read_json(path / "result.json")
+    """result.json of a finished run, or None; raises InputError where it does not hold what format_result shows."""
+    result = read_json(path / "result.json")
+    try:
+        if result is not None:
+            format_result(result, path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path / "result.json", error) from error
+    return result
 
 
 def portable(config: dict) -> dict:

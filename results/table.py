@@ -100,7 +100,9 @@ def main(workdirs: list[str]) -> None:
     rows = read_rows()
     for workdir in map(pathlib.Path, workdirs):
         row = to_row(workdir.name, json.loads((workdir / "result.json").read_text()))
-        same = [r for r in rows if (r["config"], r["seed"], r["epochs"]) == tuple(str(row[k]) for k in ("config", "seed", "epochs"))]
+        same = [
+            r for r in rows if (r["config"], r["seed"], r["epochs"]) == tuple(str(row[k]) for k in ("config", "seed", "epochs"))
+        ]
         rows = [r for r in rows if r not in same] + [{key: str(value) for key, value in row.items()}]
     write_rows(rows)
     README.write_text(updated_readme(README.read_text(), rows))

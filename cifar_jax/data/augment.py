@@ -118,9 +118,7 @@ def make_train_transform(augment, mean, std):
             ),
             (
                 dropout["p"],
-                lambda p: A.CoarseDropout(
-                    num_holes_range=(1, 1), hole_height_range=size, hole_width_range=size, fill=fill, p=p
-                ),
+                lambda p: A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=size, hole_width_range=size, fill=fill, p=p),
             ),
             (1.0, lambda p: _make_normalize(A, mean, std)),
             (gray["p"], lambda p: A.ToGray(p=p)),

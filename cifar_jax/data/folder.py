@@ -22,9 +22,7 @@ def read_image_folder(directory: str | os.PathLike) -> Dataset:
     """
     root = pathlib.Path(directory).expanduser()
     if not root.is_dir():
-        raise InputError(
-            f"data.dir: got {str(root)!r}, which is no folder, {LAYOUT}; name one with --config.data.dir=DIR"
-        )
+        raise InputError(f"data.dir: got {str(root)!r}, which is no folder, {LAYOUT}; name one with --config.data.dir=DIR")
     train_classes, test_classes = _class_names(root / "train"), _class_names(root / "test")
     if train_classes != test_classes:
         odd = sorted(set(train_classes) ^ set(test_classes))

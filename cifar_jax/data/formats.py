@@ -84,9 +84,7 @@ def read_members(path: str | os.PathLike, folder: str, limits: Mapping[str, int]
                 if name not in limits or not member.isreg():
                     continue
                 if member.size > limits[name]:
-                    raise InputError(
-                        f"{path}: {name} claims {member.size} bytes, expected {limits[name]} at most; {AGAIN}"
-                    )
+                    raise InputError(f"{path}: {name} claims {member.size} bytes, expected {limits[name]} at most; {AGAIN}")
                 files[name] = archive.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a whole .tar.gz archive ({error}); {AGAIN}") from None

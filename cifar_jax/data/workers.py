@@ -104,9 +104,7 @@ def _make_thread(images, transform, shape, seed):
 
     def start(name):
         ours, theirs = multiprocessing.Pipe()
-        peer = threading.Thread(
-            target=_serve, args=(theirs, lambda: compose, images, slots, seed), name=name, daemon=True
-        )
+        peer = threading.Thread(target=_serve, args=(theirs, lambda: compose, images, slots, seed), name=name, daemon=True)
         peer.start()
         return peer, ours
 

@@ -74,9 +74,7 @@ class Separable(nn.Module):
         spec = self.layer
         kernel_dw = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1]))
         kernel_pw = self.param("conv_pw", _kernel_init, (1, 1, x.shape[-1], spec.features))
-        y = ops.conv_depthwise(
-            x, kernel_dw.astype(self.dtype), stride=spec.stride, dilation=spec.dilation, padding=spec.padding
-        )
+        y = ops.conv_depthwise(x, kernel_dw.astype(self.dtype), stride=spec.stride, dilation=spec.dilation, padding=spec.padding)
         y = ops.conv_pointwise(y, kernel_pw.astype(self.dtype))
         return NormRelu(self.axis_name, name="norm")(y, x if y.shape == x.shape else None, train=train)
 

@@ -124,16 +124,17 @@ def _depthwise_kernel_grad(x, grad, k, stride, dilation, padding):
     taps = [(i, j) for i in range(k) for j in range(k)]
 
     def add_group(maps, group):
-        x, grad = group
+        x, grad = (a.astype(maps[0].dtype) for a in group)
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
         seen = [_taps(_taps(x, 1, i, rows, stride, dilation), 2, j, cols, stride, dilation) for i, j in taps]
-        return [sum((tap[n] * grad[n] for n in range(len(grad))), start) for start, tap in zip(maps, seen, strict=True)], None
+        return [sum((tap[n] * grad[n] for n in range(len(grad))), total) for total, tap in zip(maps, seen, strict=True)], None
 
     b = x.shape[0]
     size = max(n for n in range(1, _GROUP_SIZE + 1) if b % n == 0)
     groups = [a.reshape(b // size, size, *a.shape[1:]) for a in (x, grad)]
-    maps, _ = lax.scan(add_group, [jnp.zeros(grad.shape[1:], grad.dtype)] * len(taps), groups)
-    return jnp.stack(maps).sum((1, 2)).reshape(k, k, -1)
+    start = jnp.zeros(grad.shape[1:], jnp.promote_types(grad.dtype, jnp.float32))  # long sums: never in bfloat16
+    maps, _ = lax.scan(add_group, [start] * len(taps), groups)
+    return jnp.stack(maps).sum((1, 2)).reshape(k, k, -1).astype(x.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

@@ -51,9 +51,7 @@ def find_weights(name: str) -> pathlib.Path:
     names = sorted(path.stem for path in COMMITTED.glob("*.safetensors"))
     path = COMMITTED / f"{name}.safetensors" if name in names else pathlib.Path(name)
     if not path.is_file():
-        raise InputError(
-            f"weights: got {name}, expected a file or one of the committed names ({', '.join(names) or 'none yet'})"
-        )
+        raise InputError(f"weights: got {name}, expected a file or one of the committed names ({', '.join(names) or 'none yet'})")
     return path
 
 
@@ -70,14 +68,12 @@ def load_weights(name: str) -> Weights:
             )
         variables = traverse_util.unflatten_dict(flat, sep="/")
         config = from_json(metadata["config"])
-        return Weights(
-            variables,
-            config,
-            tuple(metadata["classes"]),
-            tuple(metadata["mean"]),
-            tuple(metadata["std"]),
-            str(path),
-        )
+        classes = tuple(metadata["classes"])
+        mean, std = (tuple(float(value) for value in metadata[key]) for key in ("mean", "std"))
+        sizes = (len(classes), len(mean), len(std))
+        if sizes != (config.model.num_classes, 3, 3):
+            raise ValueError(f"{sizes} classes, means and deviations for {config.model.num_classes} classes and 3 channels")
+        return Weights(variables, config, classes, mean, std, str(path))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -38,9 +38,7 @@ def make_split(n, channels=3):
 
 
 def make_loader(split, workers, augment=AUGMENT, batch_size=8, seed=0):
-    return make_train_loader(
-        split, augment, CIFAR10_MEAN, CIFAR10_STD, batch_size=batch_size, seed=seed, workers=workers
-    )
+    return make_train_loader(split, augment, CIFAR10_MEAN, CIFAR10_STD, batch_size=batch_size, seed=seed, workers=workers)
 
 
 def assert_same(got, expected):

@@ -1,0 +1,121 @@
+"""The log of a run: lines, metrics.jsonl, TensorBoard events, and JSON written in one piece."""
+
+import json
+import os
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from cifar_jax.log import SCALARS, RunLog, epoch_line, format_duration, write_json
+
+ROW = {
+    "epoch": 1,
+    "step": 10,
+    "learning_rate": 0.1,
+    "train_loss": 2.0,
+    "train_accuracy": 0.25,
+    "eval_split": "test",
+    "eval_loss": 1.23456,
+    "eval_accuracy": 0.8647,
+    "eval_correct": 8647,
+    "eval_examples": 10000,
+    "seconds": 3.0,
+    "images_per_second": 1000.0,
+    "input_wait_fraction": 0.0,
+}
+
+
+def make_log(path, progress="lines", tensorboard=False, rows=()):
+    config = ConfigDict({"progress": progress, "tensorboard": tensorboard})
+    return RunLog(path, config, num_epochs=3, steps_per_epoch=10, rows=rows)
+
+
+def read_rows(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "00:00"), (59.6, "01:00"), (61, "01:01"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_epoch_line_is_that_of_the_course_log():
+    assert epoch_line(ROW) == "Test set: average loss 1.2346, accuracy 8647/10000 (86.47%)"
+    assert epoch_line(ROW | {"eval_split": "validation"}).startswith("Held-out set: average loss")
+
+
+def test_an_epoch_is_two_lines_and_a_row(tmp_path, capsys):
+    with make_log(tmp_path) as log:
+        log.write(ROW, seconds_left=6)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "Epoch 1/3: loss 2.0000, accuracy 25.00%, 1000 images/s, 3.0 s, 00:06 left"
+    assert second == epoch_line(ROW)
+    assert read_rows(tmp_path) == [ROW] == log.rows
+
+
+def test_rows_are_on_disk_as_soon_as_written(tmp_path):
+    with make_log(tmp_path, "off") as log:
+        for epoch in (1, 2):
+            log.write(ROW | {"epoch": epoch}, 0)
+            assert [row["epoch"] for row in read_rows(tmp_path)] == list(range(1, epoch + 1))
+
+
+def test_resuming_rewrites_the_rows_from_the_checkpoint(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    with make_log(tmp_path, "off", rows=[ROW]) as log:
+        assert read_rows(tmp_path) == [ROW]
+        log.write(ROW | {"epoch": 2}, 0)
+    assert [row["epoch"] for row in read_rows(tmp_path)] == [1, 2]
+
+
+def test_off_says_nothing(tmp_path, capsys):
+    with make_log(tmp_path, "off") as log:
+        log.say("hello")
+        log.write(ROW, 0)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("progress", "tty", "shown"),
+    [("bar", False, True), ("auto", True, True), ("auto", False, False), ("lines", True, False), ("off", True, False)],
+)
+def test_when_the_bar_is_shown(tmp_path, monkeypatch, capsys, progress, tty, shown):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: tty, raising=False)
+    with make_log(tmp_path, progress) as log, log.epoch_bar(2) as bar:
+        bar.update(10)
+    assert ("epoch 2/3" in capsys.readouterr().err) == shown
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_tensorboard_events(tmp_path, tensorboard):
+    with make_log(tmp_path, "off", tensorboard) as log:
+        log.write(ROW, 0)
+    events = list(tmp_path.glob("tensorboard/events.out.tfevents.*"))
+    assert len(events) == tensorboard
+    content = b"".join(path.read_bytes() for path in events)
+    assert all(name.encode() in content for name in SCALARS) or not tensorboard
+
+
+def test_json_is_written_in_one_piece(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_what_json_cannot_hold_leaves_the_file_alone(tmp_path):
+    write_json(tmp_path / "x.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", object())
+    assert (tmp_path / "x.json").read_text() == "1\n"

@@ -1,0 +1,115 @@
+"""Schedules by their values; the optimizer against torch.optim.SGD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from cifar_jax.optim import is_kernel, make_optimizer, make_schedule
+
+PEAK = 0.4
+MOST_STEPS = 2000
+NAMES = ("one_cycle", "cosine", "constant")
+DECAYING = pytest.mark.parametrize("name", ["one_cycle", "cosine"])
+
+
+def schedule_of(name, num_steps, warmup_fraction=0.25):
+    return make_schedule(ConfigDict({"name": name, "learning_rate": PEAK, "warmup_fraction": float(warmup_fraction)}), num_steps)
+
+
+def rates(name, num_steps, warmup_fraction=0.25):
+    schedule = schedule_of(name, num_steps, warmup_fraction)
+    return np.broadcast_to(schedule(jnp.arange(MOST_STEPS)), MOST_STEPS)[:num_steps]  # one shape: compiled once
+
+
+@given(st.sampled_from(NAMES), st.integers(1, MOST_STEPS), st.floats(0, 0.999))
+@settings(max_examples=20)
+def test_every_step_has_a_rate_above_0_and_none_above_the_peak(name, num_steps, warmup_fraction):
+    values = rates(name, num_steps, warmup_fraction)
+    assert (values > 0).all()
+    assert values.max() == pytest.approx(PEAK, rel=1e-6)  # reached, in float32
+
+
+@DECAYING
+def test_the_rate_rises_to_the_peak_and_falls_from_it(name):
+    changes = np.diff(rates(name, 80))
+    assert (changes[:19] > 0).all()
+    assert abs(changes[19]) < 1e-7  # the last step up and the first step down are both at the peak
+    assert (changes[20:] < 0).all()
+
+
+@DECAYING
+def test_the_first_step_is_one_part_of_the_way_up(name):
+    assert rates(name, 80)[0] == pytest.approx(PEAK / 20, rel=1e-6)
+
+
+@DECAYING
+def test_without_warm_up_the_first_step_is_at_the_peak(name):
+    values = rates(name, 80, 0.0)
+    assert values[0] == pytest.approx(PEAK, rel=1e-6)
+    assert (np.diff(values) < 0).all()
+
+
+def test_one_cycle_ends_one_part_above_0():
+    assert rates("one_cycle", 80)[-1] == pytest.approx(PEAK / 60, rel=1e-5)  # float32: a difference of numbers near 1
+
+
+def test_one_cycle_falls_in_a_straight_line():
+    np.testing.assert_allclose(rates("one_cycle", 80)[20:], PEAK * (1 - np.arange(60) / 60), rtol=1e-5)
+
+
+def test_cosine_falls_along_half_a_cosine():
+    expected = PEAK * (1 + np.cos(np.pi * np.arange(60) / 60)) / 2
+    np.testing.assert_allclose(rates("cosine", 80)[20:], expected, atol=1e-7)  # float32
+
+
+def test_constant_is_the_peak_throughout():
+    np.testing.assert_array_equal(rates("constant", 9), np.full(9, PEAK))
+
+
+def test_kernels_are_what_has_more_than_one_axis():
+    params = {"conv": jnp.ones((3, 3, 1, 2)), "norm": {"scale": jnp.ones(2)}, "head": {"kernel": jnp.ones((2, 2))}}
+    assert is_kernel(params) == {"conv": True, "norm": {"scale": False}, "head": {"kernel": True}}
+
+
+def optimizer_of(schedule, **changes):
+    return make_optimizer(ConfigDict({"momentum": 0.9, "nesterov": True, "weight_decay": 5e-2} | changes), schedule)
+
+
+@pytest.mark.parametrize("nesterov, momentum", [(True, 0.9), (False, 0.9), (False, 0.0)])
+def test_steps_equal_torch_sgd_with_decay_on_kernels_only(nesterov, momentum):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start = {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}
+    steps = [{name: rng.standard_normal(value.shape) for name, value in start.items()} for _ in range(8)]
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in start.items()}
+    groups = [
+        {"params": [theirs["kernel"]], "weight_decay": 5e-2},
+        {"params": [theirs["bias"]], "weight_decay": 0.0},
+    ]
+    sgd = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov)
+    with jax.enable_x64(True):
+        schedule = schedule_of("one_cycle", len(steps))
+        tx = optimizer_of(schedule, nesterov=nesterov, momentum=momentum)
+        params = {name: jnp.asarray(value) for name, value in start.items()}
+        opt_state = tx.init(params)
+        for step, grads in enumerate(steps):
+            updates, opt_state = tx.update({name: jnp.asarray(g) for name, g in grads.items()}, opt_state, params)
+            params = {name: params[name] + updates[name] for name in params}
+            for name, value in theirs.items():
+                value.grad = torch.tensor(grads[name])
+            for group in sgd.param_groups:
+                group["lr"] = float(schedule(jnp.int32(step)))
+            sgd.step()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(params[name], value.detach(), rtol=0, atol=1e-12)  # float64, eight steps of order 1
+
+
+def test_the_decay_leaves_biases_and_scales_alone():
+    tx = optimizer_of(lambda _: 1.0)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert (updates["kernel"] < 0).all() and not updates["bias"].any()

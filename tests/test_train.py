@@ -1,0 +1,266 @@
+"""Training in this process: what a run leaves, how it resumes, held-out images, averages, and runs that break off."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from cifar_jax import train as train_module
+from cifar_jax.config import read_config
+from cifar_jax.data import shapes
+from cifar_jax.errors import InputError, RunError
+from cifar_jax.evaluate import evaluate_files
+from cifar_jax.log import RunLog
+from cifar_jax.models import c1c2c3c40
+from cifar_jax.models.layers import conv, separable
+from cifar_jax.train import train
+from cifar_jax.weights import load_weights
+
+SMOKE = str(pathlib.Path(__file__).parent.parent / "configs" / "smoke.py")
+TINY = ["model.widths=(8,8,8,16)", "train.batch_size=50", "train.epochs=2", "log.tensorboard=false", "log.progress=off"]
+TINY += ["budget.receptive_field=16"]
+DATA = shapes.make_shapes(400, 100)
+LOAD_DATASET = train_module.load_dataset
+TIMES = ("seconds", "images_per_second", "input_wait_fraction")
+
+
+def make_config(*overrides):
+    return read_config(SMOKE, [f"--config.{override}" for override in (*TINY, *overrides)])
+
+
+def read_rows(path, times=False):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return rows if times else [{key: row[key] for key in row if key not in TIMES} for row in rows]
+
+
+def steps_kept(path):
+    return sorted(int(child.name) for child in (path / "checkpoints").iterdir() if child.name.isdigit())
+
+
+class Stop(BaseException):
+    """Stands for a signal."""
+
+
+def stop_after(monkeypatch, epoch):
+    """Makes the run end once an epoch is done and its checkpoint asked for, as a signal would."""
+    begin = RunLog.epoch_bar
+
+    def epoch_bar(self, number):
+        if number == epoch + 1:
+            raise Stop
+        return begin(self, number)
+
+    monkeypatch.setattr(RunLog, "epoch_bar", epoch_bar)
+
+
+def shallow(w1, w2, w3, w4):
+    """Four layers in place of twelve, which take a quarter of the time to compile."""
+    return (conv("c1_conv", w1), *(separable(f"t{i}", w, stride=2) for i, w in enumerate((w2, w3, w4), 1)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    """Few images, a shallow network, and programs that are compiled once and kept on disk."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update(names[1], 0.1)
+    compilation_cache.reset_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
+        patch.setattr(train_module, "load_dataset", lambda source, directory: DATA)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed: (folder, result)."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return path, train(make_config(), path)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The folder of a run that was stopped after one epoch of two; copy it."""
+    path = tmp_path_factory.mktemp("half") / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 1)
+        train(make_config(), path)
+    return path
+
+
+@pytest.fixture
+def stopped(half, tmp_path):
+    return pathlib.Path(shutil.copytree(half, tmp_path / "moved"))
+
+
+def assert_same_outcome(path, whole):
+    one, other = (load_weights(str(folder / "weights.safetensors")) for folder in (path, whole[0]))
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+    assert read_rows(path) == read_rows(whole[0])
+
+
+def test_rows_count_epochs_steps_and_images(whole):
+    rows = read_rows(whole[0], times=True)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 8), (2, 16)]
+    for row in rows:
+        assert row["eval_split"] == "test" and row["eval_examples"] == 100
+        assert row["eval_accuracy"] == row["eval_correct"] / 100 and 0 <= row["train_accuracy"] <= 1
+        assert row["seconds"] > 0 and row["images_per_second"] > 0 and 0 <= row["input_wait_fraction"] <= 1
+
+
+def test_result_is_the_last_row(whole):
+    path, result = whole
+    last = read_rows(path)[-1]
+    assert (result["correct"], result["examples"], result["split"]) == (last["eval_correct"], 100, "test")
+    assert result["loss"] == last["eval_loss"] and result["train_loss"] == last["train_loss"]
+    assert json.loads((path / "result.json").read_text()) == result
+
+
+def test_class_accuracies_add_up_to_the_count(whole):
+    counts = np.bincount(DATA.test.labels)
+    found = whole[1]["per_class_accuracy"]
+    assert list(found) == list(DATA.classes)
+    assert round(sum(found[name] * count for name, count in zip(found, counts, strict=True)), 6) == whole[1]["correct"]
+
+
+def test_only_the_newest_checkpoints_are_kept(whole):
+    assert steps_kept(whole[0]) == [8, 16]
+
+
+def test_finished_run_is_not_trained_again(whole, monkeypatch):
+    monkeypatch.setattr(train_module, "load_dataset", None)
+    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+    assert train(make_config(), whole[0]) == whole[1]
+    assert {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")} == before
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(stopped, whole):
+    assert len(read_rows(stopped)) == 1 and not (stopped / "result.json").exists()
+    train(make_config(), stopped)
+    assert_same_outcome(stopped, whole)
+
+
+def test_keys_that_change_no_result_may_differ_on_resume(stopped, whole, monkeypatch):
+    monkeypatch.chdir(stopped.parent)
+    train(make_config("data.workers=1", "checkpoint.every_epochs=2", "log.progress=lines"), "moved")
+    assert_same_outcome(stopped, whole)
+
+
+def test_other_keys_may_not(stopped):
+    with pytest.raises(InputError, match=r"another config: seed \(0 there, 1 here\)"):
+        train(make_config("seed=1"), stopped)
+    assert len(read_rows(stopped)) == 1
+
+
+def test_stopped_after_the_last_epoch_the_run_is_only_closed(stopped, whole, monkeypatch):
+    shutil.rmtree(stopped)
+    shutil.copytree(whole[0], stopped)
+    (stopped / "result.json").unlink()
+    (stopped / "weights.safetensors").unlink()
+    monkeypatch.setattr(train_module, "train_epoch", None)
+    assert train(make_config(), stopped)["correct"] == whole[1]["correct"]
+    assert_same_outcome(stopped, whole)
+
+
+def test_without_a_checkpoint_the_run_begins_again(stopped, whole):
+    shutil.rmtree(stopped / "checkpoints")
+    train(make_config(), stopped)
+    assert_same_outcome(stopped, whole)
+
+
+def test_a_loss_that_is_not_finite_breaks_the_run_off(stopped, monkeypatch):
+    broken = dataclasses.replace(DATA, std=(1e-30, 1e-30, 1e-30))
+    monkeypatch.setattr(train_module, "load_dataset", lambda source, directory: broken)
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step 8 \(learning rate 0\.\d+\).*lower schedule"):
+        train(make_config(), stopped)
+    assert steps_kept(stopped) == [8] and len(read_rows(stopped)) == 1
+
+
+def test_evaluation_counts_what_training_counted(whole, monkeypatch):
+    monkeypatch.setattr("cifar_jax.evaluate.load_dataset", lambda source, directory: DATA)
+    found = evaluate_files(str(whole[0]), None, [])
+    for key in ("split", "examples", "correct", "accuracy", "per_class_accuracy", "parameters", "seed"):
+        assert found[key] == whole[1][key]
+    assert found["loss"] == pytest.approx(whole[1]["loss"], rel=1e-6)
+
+
+def test_held_out_images_are_watched_and_the_test_set_counted_once(tmp_path, monkeypatch):
+    watched = []
+    evaluate = train_module.evaluate
+
+    def watching(step, variables, split, *rest):
+        watched.append(len(split))
+        return evaluate(step, variables, split, *rest)
+
+    monkeypatch.setattr(train_module, "evaluate", watching)
+    monkeypatch.setattr(train_module, "load_dataset", lambda source, directory: shapes.make_shapes(460, 100))
+    result = train(make_config("data.num_validation=60"), tmp_path / "run")
+    rows = [(row["eval_split"], row["eval_examples"], row["step"]) for row in read_rows(tmp_path / "run")]
+    assert rows == [("validation", 60, 8), ("validation", 60, 16)]
+    assert watched == [60, 60, 100] and (result["split"], result["examples"]) == ("test", 100)
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    """Three of the shapes as an image folder, 60 to train and 12 to test."""
+    root = tmp_path_factory.mktemp("images")
+    for name, split, limit in (("train", DATA.train, 20), ("test", DATA.test, 4)):
+        for label, kind in enumerate(("disk", "square", "triangle")):
+            folder = root / name / kind
+            folder.mkdir(parents=True)
+            for i, image in enumerate(split.images[split.labels == label][:limit]):
+                cv2.imwrite(str(folder / f"{i}.png"), image[..., ::-1])
+    return root
+
+
+@pytest.fixture(scope="module")
+def averaged(image_folder, tmp_path_factory):
+    """A run on the image folder that averages its weights: (folder, result, the last state)."""
+    path, states = tmp_path_factory.mktemp("averaged") / "run", []
+    config = make_config(
+        "model.num_classes=3", "data.source=folder", f"data.dir={image_folder}", "train.batch_size=20", "ema.decay=0.9"
+    )
+    final = train_module.final_variables
+
+    def watching(state):
+        states.append(jax.device_get(state))
+        return final(state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "load_dataset", LOAD_DATASET)
+        patch.setattr(train_module, "final_variables", watching)
+        return path, train(config, path), states[-1]
+
+
+def test_an_image_folder_of_any_classes_is_trained_on(averaged):
+    result = averaged[1]
+    assert list(result["per_class_accuracy"]) == ["disk", "square", "triangle"] and result["examples"] == 12
+    assert (result["data_source"], result["data_verified"]) == ("folder", False)
+
+
+def test_its_weights_name_the_classes_and_not_the_folder(averaged):
+    found = load_weights(str(averaged[0] / "weights.safetensors"))
+    assert found.classes == ("disk", "square", "triangle") and found.config.data.dir == ""
+
+
+def test_the_average_is_what_is_saved(averaged):
+    path, _, state = averaged
+    saved = load_weights(str(path / "weights.safetensors")).variables
+    jax.tree.map(np.testing.assert_array_equal, saved, state.ema)
+    assert not np.array_equal(saved["params"]["head"]["kernel"], state.params["head"]["kernel"])
+
+
+def test_the_average_is_what_was_counted(averaged, image_folder):
+    path, result, _ = averaged
+    found = evaluate_files(None, str(path / "weights.safetensors"), [f"--config.data.dir={image_folder}"])
+    assert found["correct"] == result["correct"] and found["loss"] == pytest.approx(result["loss"], rel=1e-6)
