@@ -86,26 +86,16 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
     counts = None
     with RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=loader.steps_per_epoch, rows=rows) as log:
         log.say(_opening(config, path, dataset, kept=len(dataset.train) - len(held_out), rows=rows))
+        train_step = _announce_first(train_step, log)
         for epoch in range(len(rows) + 1, config.train.epochs + 1):
             began = time.perf_counter()
             state, sums, wait = train_epoch(train_step, state, loader, epoch, schedule, log)
             trained = time.perf_counter()
             counts = evaluate(eval_step, final_variables(state), watched, dataset.mean, dataset.std)
-            row = {
-                "epoch": epoch,
-                "step": epoch * loader.steps_per_epoch,
-                "learning_rate": float(schedule(epoch * loader.steps_per_epoch - 1)),
-                "train_loss": sums["loss"],
-                "train_accuracy": sums["accuracy"],
-                "eval_split": eval_split,
-                "eval_loss": counts["loss"],
-                "eval_accuracy": counts["accuracy"],
-                "eval_correct": counts["correct"],
-                "eval_examples": counts["examples"],
-                "seconds": time.perf_counter() - began,
-                "images_per_second": sums["examples"] / (trained - began),
-                "input_wait_fraction": wait / (trained - began),
-            }
+            row = _make_row(epoch, loader.steps_per_epoch, schedule, sums, counts, eval_split)
+            row["seconds"] = time.perf_counter() - began
+            row["images_per_second"] = sums["examples"] / (trained - began)
+            row["input_wait_fraction"] = wait / (trained - began)
             log.write(row, _seconds_left(log.rows + [row], config.train.epochs))
             if epoch % config.checkpoint.every_epochs == 0 or epoch == config.train.epochs:
                 checkpoints.save(row["step"], state, {"rows": log.rows}, row["eval_accuracy"])
@@ -121,6 +111,23 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
         std=dataset.std,
     )
     return workdir.write_result(path, config, dataset, counts, log.rows)
+
+
+def _make_row(epoch: int, steps_per_epoch: int, schedule, sums: dict, counts: dict, eval_split: str) -> dict:
+    """A row of metrics.jsonl but for its times; learning_rate is that of the epoch's last step."""
+    last_step = epoch * steps_per_epoch - 1
+    return {
+        "epoch": epoch,
+        "step": last_step + 1,
+        "learning_rate": float(schedule(last_step)),
+        "train_loss": sums["loss"],
+        "train_accuracy": sums["accuracy"],
+        "eval_split": eval_split,
+        "eval_loss": counts["loss"],
+        "eval_accuracy": counts["accuracy"],
+        "eval_correct": counts["correct"],
+        "eval_examples": counts["examples"],
+    }
 
 
 def train_epoch(train_step, state, loader, epoch: int, schedule, log: RunLog):
@@ -145,6 +152,22 @@ def train_epoch(train_step, state, loader, epoch: int, schedule, log: RunLog):
             bar.update()
     _check_finite(pending, step, schedule)
     return state, metrics.summarize(jax.device_get(sums)), batches.wait_seconds
+
+
+def _announce_first(train_step, log: RunLog):
+    """The same step, saying after its first call how long compiling it and computing it took."""
+    first = True
+
+    def announced(state, batch):
+        nonlocal first
+        if not first:
+            return train_step(state, batch)
+        first, began = False, time.perf_counter()
+        output = jax.block_until_ready(train_step(state, batch))
+        log.say(f"First step after {time.perf_counter() - began:.1f} s, compilation included")
+        return output
+
+    return announced
 
 
 def _check_finite(loss, step: int, schedule) -> None:

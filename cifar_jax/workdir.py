@@ -165,9 +165,10 @@ def format_counts(result: dict) -> str:
     rows = result["per_class_accuracy"]
     width = max(len(name) for name in rows)
     shown = {name: "no images" if value is None else f"{100 * value:6.2f}%" for name, value in rows.items()}
+    counted = f"({result['correct']}/{result['examples']}), loss {result['loss']:.4f}"
     return "\n".join(
         [
-            f"Test accuracy      {100 * result['accuracy']:.2f}% ({result['correct']}/{result['examples']}), loss {result['loss']:.4f}",
+            f"Test accuracy      {100 * result['accuracy']:.2f}% {counted}",
             *(f"  {name.ljust(width)}  {value}" for name, value in shown.items()),
         ]
     )

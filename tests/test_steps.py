@@ -86,7 +86,8 @@ def test_a_step_moves_every_parameter_and_statistic(train_step, start, batch):
 def test_sums_are_those_of_the_smoothed_objective(train_step, start, batch):
     _, sums = train_step(on_device(start), batch)
     variables = {"params": start.params, "batch_stats": start.batch_stats}
-    logits, _ = network().apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+    apply = jax.jit(lambda variables, x: network().apply(variables, x, train=True, mutable=["batch_stats"]))
+    logits, _ = apply(variables, batch["image"])
     targets = (1 - SMOOTHING) * np.eye(CLASSES)[batch["label"]] + SMOOTHING / CLASSES
     # float32, a forward pass in another order
     np.testing.assert_allclose(sums["loss"], -(targets * jax.nn.log_softmax(logits)).sum(), rtol=1e-5)

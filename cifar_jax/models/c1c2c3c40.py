@@ -30,7 +30,7 @@ def strided(w1, w2, w3, w4) -> tuple[Layer, ...]:
 
 
 def dilated(w1, w2, w3, w4) -> tuple[Layer, ...]:
-    """No stride and no pooling: transitions are unpadded 3x3 convolutions of dilation 4, each 8 rows smaller: 32 -> 24 -> 16 -> 8."""
+    """No stride and no pooling: unpadded 3x3 convolutions of dilation 4 shrink the map: 32 -> 24 -> 16 -> 8."""
     return (
         conv("c1_conv", w1),
         separable("c1_sep", w1),
