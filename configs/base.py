@@ -1,6 +1,11 @@
-"""C1C2C3C40 on CIFAR-10 with SGD and Albumentations on the host.
+"""C1C2C3C40 on CIFAR-10 as the assignment asks: SGD, and Albumentations on the host; variant `strided`.
 
-python run.py --config configs/base.py
+The five augmentations are the assignment's in its order, gentler: a small network sees only 16 epochs.
+
+Command: python run.py --config configs/base.py
+Cost: 2 CPU cores, 16 epochs: 60 minutes on a machine that did other work as well; its one undisturbed epoch took 152 s,
+    which makes 41 minutes. One GPU: not measured.
+Score: 86.88 % of the test images (8688 of 10,000), final epoch, n = 1.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
-"""base with the variant `dilated`: no stride, no pooling before GAP, dilation alone shrinks the map.
+"""base with the variant `dilated`: no stride and, before GAP, no pooling; dilated kernels alone shrink the map.
 
 Command: python run.py --config configs/dilated.py
+Cost: 2 CPU cores, 0.45 s a training step of 128 images, 175 s an epoch. One GPU: not measured.
+Score: not measured.
 """
 
 from configs import base

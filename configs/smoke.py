@@ -1,6 +1,8 @@
 """The whole job in about a minute, offline: ten classes of procedural shapes drawn by the package itself.
 
-python run.py --config configs/smoke.py
+Command: python run.py --config configs/smoke.py
+Cost: 2 CPU cores, 1 minute 20 seconds from start to end on a machine that did other work as well. One GPU: not measured.
+Score: 99.9 % of 1,000 test images, n = 1.
 """
 
 from configs import base
@@ -13,5 +15,5 @@ def get_config():
     config.data.workers = 0
     config.schedule.learning_rate = 0.2
     config.train.batch_size = 64
-    config.train.epochs = 5
+    config.train.epochs = 3
     return config

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little
 jax.config.update("jax_default_matmul_precision", "highest")  # no TF32 where a GPU runs the tests
 
 settings.register_profile("compiling", deadline=None, derandomize=True)  # an example's time is mostly compilation
