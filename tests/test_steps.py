@@ -118,7 +118,7 @@ def test_the_average_never_decays_slower_than_asked_for(batch):
 
 def test_without_a_decay_no_average_is_kept(batch):
     step = make_train_step(network(), TX)
-    state, _ = jax.eval_shape(step, jax.eval_shape(lambda: create_state(network(), TX, 0, with_ema=False)), batch)
+    state, _ = jax.eval_shape(step, create_state(network(), TX, 0, with_ema=False), batch)
     assert state.ema is None
 
 
