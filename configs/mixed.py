@@ -1,7 +1,7 @@
 """base with the variant `mixed`: transitions are a 1x1, a dilated and a strided convolution.
 
 Command: python run.py --config configs/mixed.py
-Cost: 2 CPU cores, 0.41 s a training step of 128 images, 160 s an epoch. One GPU: not measured.
+Cost: not measured.
 Score: not measured.
 """
 

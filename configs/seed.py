@@ -4,7 +4,7 @@ Its five augmentations in their order and probabilities, batch 128, 90 epochs, n
 optimizer; plain SGD at a constant 0.01 with momentum 0.9 stands in for it.
 
 Command: python run.py --config configs/seed.py
-Cost: 2 CPU cores, 160 s an epoch, so 4 hours. One GPU: not measured.
+Cost: not measured.
 Score: not measured.
 """
 
