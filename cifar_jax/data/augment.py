@@ -91,7 +91,7 @@ def make_train_transform(augment, mean, std):
     augment: see `check_augment`; a transform with p == 0 is left out. mean, std: one a channel, fractions of 255.
     The hole is filled with the rounded mean x 255: a fill is truncated to the image's type, so 0.49 would be black.
     ToGray sees normalized values, as in the recipe this follows: its gray is not neutral.
-    Returns an albumentations.Compose from uint8 (32, 32, 3) to float32 (32, 32, 3); draw through `augment_image`.
+    Returns an albumentations.Compose from uint8 (32, 32, 3) to float32 (32, 32, 3); draw through `make_image_augment`.
     Raises InputError for an invalid section, and for any warning: Albumentations ignores an argument it does not know
     with a warning only.
     """
@@ -175,31 +175,34 @@ def seed_sequence(seed: int, epoch: int, purpose: int) -> np.random.SeedSequence
     return np.random.SeedSequence((seed & 0xFFFFFFFF, seed >> 32, epoch, purpose))
 
 
-def augment_batch(compose, images, indices, out, *, seed: int, epoch: int) -> None:
-    """Writes compose(images[i]) for each i of `indices` into the rows of `out`, each image with its own random streams.
+def make_image_augment(compose, *, seed: int, epoch: int):
+    """Returns augment(image, index) -> float32 (32, 32, 3): `compose` of the uint8 image with random streams of its own.
 
-    images: uint8, (n, 32, 32, 3); indices: (b,), 0 <= i < n; out: float32, (b, 32, 32, 3).
     One Philox generator keyed by (seed, epoch), its counter set from the index before each image: distinct counters are
     distinct streams by construction, and setting a counter costs a tenth of making a generator. `Compose(seed=n)` would
     give every transform the same stream: a flip and a dropout of equal probability then fire together.
+    The function returned draws through `compose`: of several made from one compose only the newest may be called.
     """
     bits = np.random.Philox(seed_sequence(seed, epoch, AUGMENT))
     start = bits.state
     python_random = random.Random()
     compose.set_random_state(np.random.Generator(bits), python_random)
     counter = start["state"]["counter"]
-    for row, index in enumerate(indices):
+
+    def augment(image, index):
         counter[:] = (0, index, 0, 0)
         bits.state = start
         python_random.seed(int(bits.random_raw()))
-        out[row] = compose(image=images[index])["image"]
+        return compose(image=image)["image"]
+
+    return augment
 
 
-def augment_image(compose, image: np.ndarray, *, seed: int, epoch: int, index: int) -> np.ndarray:
-    """Augments one image as `augment_batch` augments the one at `index`.
+def augment_batch(compose, images, indices, out, *, seed: int, epoch: int) -> None:
+    """Writes compose(images[i]) for each i of `indices` into the rows of `out`; see `make_image_augment`.
 
-    image: uint8, (32, 32, 3). Returns float32, (32, 32, 3).
+    images: uint8, (n, 32, 32, 3); indices: (b,), 0 <= i < n; out: float32, (b, 32, 32, 3).
     """
-    out = np.empty((1, *image.shape), np.float32)
-    augment_batch(compose, {index: image}, [index], out, seed=seed, epoch=epoch)
-    return out[0]
+    augment = make_image_augment(compose, seed=seed, epoch=epoch)
+    for row, index in enumerate(indices):
+        out[row] = augment(images[index], index)

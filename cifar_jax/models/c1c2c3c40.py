@@ -67,7 +67,7 @@ VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed}
 
 
 class Network(nn.Module):
-    """Images (b, h, w, 3), float, normalized -> logits (b, num_classes), float32.
+    """Images (b, h, w, 3), float, normalized -> logits (b, num_classes), float32 or better.
 
     head: "dense" pools, then maps to the classes; "pointwise" maps each position with a 1x1 convolution, then pools.
     dtype: that of the computation; parameters and statistics are always float32.
@@ -85,7 +85,6 @@ class Network(nn.Module):
         x = x.astype(self.dtype)
         for layer in self.layers:
             x = make_layer(layer, self.dtype, self.axis_name)(x, train=train)
-        head = nn.Dense(self.num_classes, dtype=jnp.float32, name="head")
-        if self.head == "pointwise":
-            return head(x.astype(jnp.float32)).mean((1, 2))
-        return head(x.astype(jnp.float32).mean((1, 2)))
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        head = nn.Dense(self.num_classes, name="head")
+        return head(x).mean((1, 2)) if self.head == "pointwise" else head(x.mean((1, 2)))

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 import cifar_jax
 from cifar_jax.data.augment import (
     augment_batch,
-    augment_image,
     check_augment,
     make_eval_transform,
+    make_image_augment,
     make_train_transform,
     normalize,
     seed_sequence,
@@ -55,7 +55,7 @@ def make(section):
 
 def draw(section, image, num, *, seed=0, epoch=0):
     compose = make(section)
-    return np.stack([augment_image(compose, image, seed=seed, epoch=epoch, index=i) for i in range(num)])
+    return np.stack([make_image_augment(compose, seed=seed, epoch=epoch)(image, i) for i in range(num)])
 
 
 def to_pixels(x):
@@ -181,9 +181,9 @@ def test_flip_and_dropout_are_independent():
 
 
 def test_the_same_key_gives_the_same_bits_whatever_went_before(image):
-    first = augment_image(make(SEED_LOG), image, seed=3, epoch=5, index=9)
+    first = make_image_augment(make(SEED_LOG), seed=3, epoch=5)(image, 9)
     compose = make(SEED_LOG)
-    draws = [augment_image(compose, image, seed=3, epoch=5, index=i) for i in (30, 9, 2, 9)]
+    draws = [make_image_augment(compose, seed=3, epoch=5)(image, i) for i in (30, 9, 2, 9)]
     np.testing.assert_array_equal(draws[1], first)
     np.testing.assert_array_equal(draws[3], first)
     assert first.dtype == np.float32 and first.shape == (32, 32, 3)
@@ -195,7 +195,7 @@ def test_a_batch_is_its_images_one_by_one(image):
     compose = make(SEED_LOG)
     augment_batch(compose, images, np.array([2, 0]), out, seed=1, epoch=4)
     for row, index in enumerate((2, 0)):
-        alone = augment_image(compose, images[index], seed=1, epoch=4, index=index)
+        alone = make_image_augment(compose, seed=1, epoch=4)(images[index], index)
         np.testing.assert_array_equal(out[row], alone)
 
 
@@ -203,7 +203,7 @@ def test_seed_epoch_and_index_each_change_the_draw(image):
     always = {name + "__p": 1.0 for name in ("shift_scale_rotate", "coarse_dropout")}
     compose = make(make_section(**always))
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**32, 0, 0), (2**64 - 1, 0, 0)]
-    draws = {augment_image(compose, image, seed=s, epoch=e, index=i).tobytes() for s, e, i in keys}
+    draws = {make_image_augment(compose, seed=s, epoch=e)(image, i).tobytes() for s, e, i in keys}
     assert len(draws) == len(keys)
 
 

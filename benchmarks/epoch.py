@@ -1,0 +1,156 @@
+"""A whole epoch, loader and step together: ours against the PyTorch baseline; and the peak memory of training each way.
+
+python -m benchmarks.epoch [--config configs/base.py] [--images 6400] [--json]; ratio = PyTorch's time over ours.
+
+An epoch runs over the first --images training images (50000 for all). Memory is that of a process of its own that
+trains one such epoch and evaluates the test set: the largest sum, over it and its workers, of the proportional set
+sizes (shared pages counted once), sampled five times a second.
+
+Latest result: not measured yet.
+"""
+
+import itertools
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks import measure
+from cifar_jax.config import read_config
+from cifar_jax.data.dataset import Split
+from cifar_jax.data.sources import load_dataset
+
+
+def load_images(config, num_images: int):
+    """(the data set, the first images of its training split, in whole batches)."""
+    dataset = load_dataset(config.data.source, config.data.dir)
+    count = min(num_images, len(dataset.train)) // config.train.batch_size * config.train.batch_size
+    return dataset, Split(dataset.train.images[:count], dataset.train.labels[:count])
+
+
+def loader_options(config):
+    return {"batch_size": config.train.batch_size, "seed": config.seed, "workers": config.data.workers}
+
+
+def make_ours(config, num_images):
+    """(a function that trains one epoch, one that evaluates the test set)."""
+    import jax
+
+    from cifar_jax.data.loader import make_train_loader
+    from cifar_jax.evaluate import evaluate
+    from cifar_jax.log import RunLog
+    from cifar_jax.models import create_model
+    from cifar_jax.optim import make_optimizer, make_schedule
+    from cifar_jax.state import create_state, final_variables
+    from cifar_jax.steps import make_eval_step, make_train_step
+    from cifar_jax.train import train_epoch
+
+    dataset, split = load_images(config, num_images)
+    loader = make_train_loader(split, config.augment, dataset.mean, dataset.std, **loader_options(config))
+    schedule = make_schedule(config.schedule, 10_000)
+    model, tx = create_model(config.model), make_optimizer(config.optim, schedule)
+    step = jax.jit(make_train_step(model, tx, label_smoothing=config.train.label_smoothing), donate_argnums=0)
+    eval_step = jax.jit(make_eval_step(model))
+    state = create_state(model, tx, config.seed, with_ema=False)
+    quiet = config.log.copy_and_resolve_references()
+    quiet.update(progress="off", tensorboard=False)
+    folder = tempfile.TemporaryDirectory()
+    log = RunLog(pathlib.Path(folder.name), quiet, num_epochs=1, steps_per_epoch=loader.steps_per_epoch)
+    log.folder = folder  # lives as long as the log
+    epochs = itertools.count(1)
+
+    def train():
+        nonlocal state
+        state, _, _ = train_epoch(step, state, loader, next(epochs), schedule, log)
+
+    return train, lambda: evaluate(eval_step, final_variables(state), dataset.test, dataset.mean, dataset.std)
+
+
+def make_torch(config, num_images):
+    """The same of the baseline."""
+    import functools
+
+    import torch
+
+    from baselines import train as baseline
+    from baselines.data import make_train_loader
+    from baselines.model import create_model
+
+    dataset, split = load_images(config, num_images)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = make_train_loader(split, config.augment, dataset.mean, dataset.std, **loader_options(config))
+    model = create_model(config.model).to(device)
+    optimizer = baseline.make_optimizer(model, config.optim, config.schedule.learning_rate)
+    scheduler = baseline.make_scheduler(optimizer, config.schedule, 10_000)
+    autocast = torch.bfloat16 if config.model.dtype == "bfloat16" else None
+    options = {"label_smoothing": config.train.label_smoothing, "autocast": autocast}
+    step = functools.partial(baseline.train_step, model, optimizer, scheduler, **options)
+    epochs = itertools.count(1)
+
+    def train():
+        loader.sampler.set_epoch(next(epochs))
+        model.train()
+        baseline.train_epoch(step, loader, device)
+
+    return train, lambda: baseline.evaluate(model, dataset.test, dataset.mean, dataset.std, device)
+
+
+SIDES = {"ours": make_ours, "torch": make_torch}
+
+
+def peak_memory(name: str, argv) -> int:
+    """Bytes at the peak of a process that trains and evaluates that side once."""
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.epoch", *argv, "--only", name])
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, _proportional_set_size(process.pid))
+        time.sleep(0.2)
+    if process.returncode:
+        raise RuntimeError(f"the process of {name} ended with {process.returncode}")
+    return peak
+
+
+def _proportional_set_size(pid: int) -> int:
+    """Bytes of a process and its descendants; 0 of one that has just ended."""
+    try:
+        proc = pathlib.Path(f"/proc/{pid}")
+        line = next(line for line in (proc / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+        children = [child for task in (proc / "task").iterdir() for child in (task / "children").read_text().split()]
+        return 1024 * int(line.split()[1]) + sum(_proportional_set_size(int(child)) for child in children)
+    except (OSError, StopIteration):
+        return 0
+
+
+def main(argv):
+    parser = measure.make_parser(__doc__)
+    parser.add_argument("--images", type=int, default=6400, help="of an epoch")
+    parser.add_argument("--only", choices=SIDES, help="train and evaluate one side once, and say nothing")
+    flags, overrides = parser.parse_known_args(argv)
+    config = read_config(flags.config, overrides)
+    if flags.only:
+        train, evaluate = SIDES[flags.only](config, flags.images)
+        train()
+        evaluate()
+        return
+    plain = [arg for arg in argv if arg != "--json"]
+    memory = {name: peak_memory(name, plain) for name in SIDES}
+    seconds = measure.in_turn({name: make(config, flags.images)[0] for name, make in SIDES.items()}, flags.repeats)
+    summaries = measure.summarize(seconds)
+    images = flags.images // config.train.batch_size * config.train.batch_size
+    found = measure.ratio(seconds, "ours", "torch")
+    report = {
+        "machine": measure.machine(),
+        "epoch": f"{images} images, batch {config.train.batch_size}, {config.data.workers} workers, {config.model.variant}",
+        "images_per_second": {name: round(images / s["median"]) for name, s in summaries.items()},
+        "peak_memory_mb": {name: round(value / 2**20) for name, value in memory.items()},
+        "peak_memory_ours_over_torch": round(memory["ours"] / memory["torch"], 2),
+        "sides": summaries,
+        "ratios": {"torch over ours": found},
+        "ratio": found["median"],
+    }
+    measure.show(report, flags.json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,95 @@
+"""Updates by both frameworks on the same batches, made from the same config sections."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cifar_jax import port
+from cifar_jax.optim import make_optimizer, make_schedule
+from cifar_jax.state import TrainState
+from cifar_jax.steps import make_train_step
+from tests.parity.twins import ALL_VARIANTS, distance, draw_batches, flatten, make_twins, to_torch, torch
+
+NUM_STEPS = 20
+OPTIM = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01})
+SCHEDULE = ConfigDict({"name": "one_cycle", "learning_rate": 0.05, "warmup_fraction": 0.25})
+
+
+def our_run(twins, batches, num_steps=NUM_STEPS):
+    """Yields the variables after each step."""
+    tx = make_optimizer(OPTIM, make_schedule(SCHEDULE, num_steps))
+    step = jax.jit(make_train_step(twins.network, tx, label_smoothing=0.1))
+    params, batch_stats = twins.variables["params"], twins.variables["batch_stats"]
+    state = TrainState(np.int32(0), params, batch_stats, jax.jit(tx.init)(params), None)
+    for batch in batches:
+        state, _ = step(state, batch)
+        yield flatten({"params": state.params})
+
+
+def torch_run(twins, batches, num_steps=NUM_STEPS):
+    """The same by the baseline's step."""
+    from baselines.train import make_optimizer, make_scheduler, train_step
+
+    model = twins.torch_model.train()
+    optimizer = make_optimizer(model, OPTIM, SCHEDULE.learning_rate)
+    scheduler = make_scheduler(optimizer, SCHEDULE, num_steps)
+    for batch in batches:
+        train_step(model, optimizer, scheduler, *to_torch(batch), label_smoothing=0.1)
+        yield flatten({"params": port.from_state_dict(model.state_dict(), twins.config)["params"]})
+
+
+@ALL_VARIANTS
+def test_twenty_steps_in_float64(variant):
+    """1e-8 of a tensor's largest number, at every step: float64's 1e-16 may grow a little with each update."""
+    with jax.enable_x64(True):
+        twins, batches = make_twins(variant), draw_batches(NUM_STEPS)
+        steps = 0
+        for ours, theirs in zip(our_run(twins, batches), torch_run(twins, batches), strict=True):
+            steps += 1
+            distances = {key: distance(ours[key], theirs[key]) for key in theirs}
+            assert max(distances.values()) <= 1e-8, (steps, distances)
+        assert steps == NUM_STEPS
+        moved = {key: distance(ours[key], value) for key, value in flatten({"params": twins.variables["params"]}).items()}
+        assert min(moved.values()) > 0.01, moved  # nothing above was equal because it stood still
+
+
+@ALL_VARIANTS
+def test_one_step_in_float32_is_as_near_to_float64_as_pytorch(variant):
+    """Both sides round; ours may be no further from float64 than four times PyTorch's distance, on the whole."""
+    (batch,) = draw_batches(1)
+    small = {"image": batch["image"].astype(np.float32), "label": batch["label"]}
+    wide = {"image": small["image"].astype(np.float64), "label": batch["label"]}
+    with jax.enable_x64(True):
+        twins = make_twins(variant, np.float32)
+        exact = make_twins(variant, np.float64)
+        exact.variables = jax.tree.map(lambda x: x.astype(np.float64), twins.variables)
+        (truth,) = our_run(exact, [wide], num_steps=4)
+    (ours,) = our_run(twins, [small], num_steps=4)
+    (theirs,) = torch_run(twins, [small], num_steps=4)
+    before = flatten({"params": exact.variables["params"]})
+
+    def error(updated):  # of the update, not of the weights, which hardly move
+        return {key: distance(updated[key] - before[key], truth[key] - before[key]) for key in truth}
+
+    ours, theirs = error(ours), error(theirs)
+    assert np.median(list(ours.values())) <= 4 * np.median(list(theirs.values())), (ours, theirs)
+    assert max(ours.values()) <= 4 * max(theirs.values()), (ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.02, 0.25])
+def test_learning_rate_of_every_step(name, warmup_fraction):
+    from baselines.train import make_scheduler
+
+    schedule = ConfigDict({"name": name, "learning_rate": 0.4, "warmup_fraction": warmup_fraction})
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=schedule.learning_rate)
+    scheduler = make_scheduler(optimizer, schedule, num_steps=60)
+    theirs = []
+    for _ in range(60):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    ours = make_schedule(schedule, 60)
+    # float32 rates against float64 ones: a few roundings of numbers up to the peak
+    np.testing.assert_allclose([float(ours(i)) for i in range(60)], theirs, rtol=0, atol=4 * 6e-8 * 0.4)
