@@ -8,8 +8,8 @@ def make_schedule(schedule, num_steps: int) -> optax.Schedule:
     """The learning rate of each step 0 <= step < num_steps.
 
     schedule.name: "constant"; "cosine" - linear warm-up, then half a cosine down to 0; "one_cycle" - linear up to
-    schedule.learning_rate at warmup_fraction of the steps, then linear down to 0. The last step's rate is
-    just above 0, but for the cosine of a very long run, which float32 rounds to 0 there.
+    schedule.learning_rate at warmup_fraction of the steps, then linear down to 0. The last step's rate is just
+    above 0; float32 rounds it to 0 at the end of a cosine of some 9,000 steps or more.
     """
     peak = schedule.learning_rate
     warmup_steps = round(num_steps * schedule.warmup_fraction)

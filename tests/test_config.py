@@ -10,12 +10,21 @@ import pytest
 from ml_collections import ConfigDict
 
 from cifar_jax.budget import check_budget
-from cifar_jax.config import check_config, differing_keys, flatten, from_json, read_config, to_json, with_overrides
+from cifar_jax.config import CHOICES, check_config, differing_keys, flatten, from_json, read_config, to_json, with_overrides
+from cifar_jax.data.sources import SOURCES
 from cifar_jax.errors import InputError
+from cifar_jax.models import MODELS
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 SMOKE = next(str(path) for path in CONFIGS if path.name == "smoke.py")
 shipped = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def test_the_choices_are_what_the_code_has():
+    """config.py writes them out: to check a config it need not import what brings JAX."""
+    assert set(CHOICES["data.source"]) == set(SOURCES)
+    assert set(CHOICES["model.name"]) == set(MODELS)
+    assert set(CHOICES["model.variant"]) == {name for module in MODELS.values() for name in module.VARIANTS}
 
 
 @shipped
