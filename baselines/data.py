@@ -43,14 +43,18 @@ class ShuffledKeys(Sampler):
         return ((self.epoch, index) for index in order.tolist())
 
 
-def make_train_loader(split, augment, mean, std, *, batch_size, seed, workers):
-    """A DataLoader of (float32 (b, 32, 32, 3), int64 (b,)); its sampler is a ShuffledKeys. The last partial batch is dropped."""
+def make_train_loader(split, augment, mean, std, *, batch_size, seed, workers, start_method=None):
+    """A DataLoader of (float32 (b, 32, 32, 3), int64 (b,)); its sampler is a ShuffledKeys. The last partial batch is dropped.
+
+    start_method: of the workers; PyTorch's default, fork, may hang where JAX runs in the same process: name "spawn" there.
+    """
     dataset = Augmented(split, augment, mean, std, seed)
     return DataLoader(
         dataset,
         batch_size,
         sampler=ShuffledKeys(len(dataset), seed),
         num_workers=workers,
+        multiprocessing_context=start_method if workers else None,
         drop_last=True,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -79,7 +79,8 @@ def make_torch(config, num_images):
 
     dataset, split = load_images(config, num_images)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = make_train_loader(split, config.augment, dataset.mean, dataset.std, **loader_options(config))
+    method = "spawn" if "jax" in sys.modules else None
+    loader = make_train_loader(split, config.augment, dataset.mean, dataset.std, **loader_options(config), start_method=method)
     model = create_model(config.model).to(device)
     optimizer = baseline.make_optimizer(model, config.optim, config.schedule.learning_rate)
     scheduler = baseline.make_scheduler(optimizer, config.schedule, 10_000)

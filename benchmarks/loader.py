@@ -41,7 +41,8 @@ def make_ours(split, augment, batch_size, workers):
 def make_torch(split, augment, batch_size, workers):
     from baselines.data import make_train_loader
 
-    loader = make_train_loader(split, augment, CIFAR10_MEAN, CIFAR10_STD, batch_size=batch_size, seed=0, workers=workers)
+    options = {"batch_size": batch_size, "seed": 0, "workers": workers, "start_method": "spawn"}
+    loader = make_train_loader(split, augment, CIFAR10_MEAN, CIFAR10_STD, **options)
     epochs = itertools.count(1)
 
     def run():

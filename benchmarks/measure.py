@@ -109,7 +109,9 @@ def show(report: dict, as_json: bool) -> None:
         if key not in ("sides", "ratios", "ratio"):
             print(f"{key.replace('_', ' ')}: {value}")
     for name, s in report["sides"].items():
-        print(f"{name:24s} {1000 * s['median']:9.2f} ms   quartiles {1000 * s['low']:.2f} - {1000 * s['high']:.2f}   n = {s['n']}")
+        print(
+            f"{name:24s} {1000 * s['median']:9.2f} ms   quartiles {1000 * s['low']:.2f} - {1000 * s['high']:.2f}   n = {s['n']}"
+        )
     for name, r in report["ratios"].items():
         print(f"{name}: {r['median']:.2f} (quartiles {r['low']:.2f} - {r['high']:.2f})")
     print(f"ratio {report['ratio']:.2f}")

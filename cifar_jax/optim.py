@@ -1,6 +1,7 @@
 """Learning-rate schedules and the optimizer, made from the config as optax values."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -11,6 +12,12 @@ def make_schedule(schedule, num_steps: int) -> optax.Schedule:
     schedule.learning_rate at warmup_fraction of the steps, then linear down to 0. The last step's rate is just
     above 0; float32 rounds it to 0 at the end of a cosine of some 9,000 steps or more.
     """
+    rate = _make_rate(schedule, num_steps)
+    # A step as a float, not an int32, makes the rate float64 where JAX is set to that.
+    return lambda step: rate(jnp.asarray(step, jnp.result_type(float)))
+
+
+def _make_rate(schedule, num_steps):
     peak = schedule.learning_rate
     warmup_steps = round(num_steps * schedule.warmup_fraction)
     down_steps = max(num_steps - warmup_steps, 1)

@@ -51,7 +51,7 @@ def test_twenty_steps_in_float64(variant):
             assert max(distances.values()) <= 1e-8, (steps, distances)
         assert steps == NUM_STEPS
         moved = {key: distance(ours[key], value) for key, value in flatten({"params": twins.variables["params"]}).items()}
-        assert min(moved.values()) > 0.01, moved  # nothing above was equal because it stood still
+        assert min(moved.values()) > 1e-4, moved  # far above the bound: nothing was equal because it stood still
 
 
 @ALL_VARIANTS
