@@ -8,11 +8,8 @@ import pathlib
 import signal
 import sys
 
+from cifar_jax import stopping
 from cifar_jax.errors import InputError, RunError
-
-
-class Stopped(BaseException):
-    """A signal asked the process to end."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,18 +101,13 @@ def data(flags, overrides):
     )
 
 
-def stop(number, _):
-    raise Stopped(number)
-
-
 def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        stopping.listen()
         flags, overrides = parse(argv)
         {"train": train, "summary": summary, "evaluate": evaluate, "data": data}[flags.verb](flags, overrides)
     except InputError as error:
@@ -124,9 +116,8 @@ def main(argv: list[str]) -> int:
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # ending already
+    except stopping.Stopped as stopped:
+        stopping.ignore()  # ending already
         name = signal.Signals(stopped.args[0]).name
         print(f"stopped by {name}; the same command resumes a training run at its last checkpoint", file=sys.stderr)
         return 128 + stopped.args[0]
@@ -137,4 +128,9 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code > 128:  # stopped amid anything: the interpreter's own end would pull XLA's threads down with a crash
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

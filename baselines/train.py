@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from baselines.data import eval_batches, make_train_loader
 from baselines.model import create_model
 from cifar_jax.config import check_config, read_config, to_json
-from cifar_jax.data.dataset import hold_out
+from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.log import RunLog, write_json
@@ -54,7 +54,10 @@ def make_ema(model, decay):
     """An average of weights and running statistics that follows closely at first, or None where decay is 0."""
 
     def average(mean, value, count):
-        return torch.lerp(mean, value.to(mean.dtype), 1 - min(decay, (1.0 + count.item()) / (10.0 + count.item())))
+        if not mean.is_floating_point():  # a counter of batches
+            return value
+        step = count.item() - 1
+        return torch.lerp(mean, value, 1 - min(decay, (1.0 + step) / (10.0 + step)))
 
     if not decay:
         return None
@@ -116,10 +119,16 @@ def train_epoch(step, loader, device):
 def train(config, path: pathlib.Path):
     """Trains in the empty or new folder `path`; returns what result.json holds."""
     check_config(config)
-    if path.exists() and any(path.iterdir()):
-        raise InputError(f"--workdir: got {path}, which is not empty; name a new folder: the baseline does not resume")
+    parameters = sum(p.numel() for p in create_model(config.model).parameters())
+    if parameters >= config.budget.parameters:
+        raise InputError(
+            f"model: got {parameters:,} parameters, expected fewer than {config.budget.parameters:,} (budget.parameters); "
+            "lower model.widths"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--workdir: got {path}, which is no empty folder; name a new one: the baseline does not resume")
     dataset = load_dataset(config.data.source, config.data.dir)
-    kept, held_out = hold_out(dataset.train, config.data.num_validation)
+    kept, held_out = split_training(dataset, config)
     watched, split = (held_out, "validation") if len(held_out) else (dataset.test, "test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
@@ -148,7 +157,7 @@ def train(config, path: pathlib.Path):
         return sums
 
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"config": to_json(config), "framework": "pytorch"})
+    write_json(path / "config.json", {"format_version": 1, "config": to_json(config), "framework": "pytorch"})
     with RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=len(loader)) as log:
         for epoch in range(1, config.train.epochs + 1):
             began = time.perf_counter()
@@ -184,6 +193,7 @@ def write_result(path, config, dataset, counts, rows, model):
     from cifar_jax import budget, port, workdir  # they bring JAX, which has no place in the memory of the training above
     from cifar_jax.weights import save_weights
 
+    seconds = sum(row["seconds"] for row in rows)
     variables = port.from_state_dict({k: v.cpu() for k, v in model.state_dict().items()}, config.model)
     save_weights(
         path / "weights.safetensors",
@@ -192,14 +202,13 @@ def write_result(path, config, dataset, counts, rows, model):
         classes=dataset.classes,
         mean=dataset.mean,
         std=dataset.std,
+        train_seconds=seconds,
     )
     parameters = sum(p.numel() for p in model.parameters())
     device = next(model.parameters()).device
-    result = workdir.evaluation_result(config, dataset.classes, "test", counts, parameters) | {
+    result = workdir.evaluation_result(config, dataset.classes, "test", counts, parameters, seconds) | {
         "framework": "pytorch",
         "receptive_field": budget.summarize(config.model).receptive_field,
-        "epochs": config.train.epochs,
-        "train_seconds": sum(row["seconds"] for row in rows),
         "train_loss": rows[-1]["train_loss"],
         "train_accuracy": rows[-1]["train_accuracy"],
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

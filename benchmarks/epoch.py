@@ -138,7 +138,7 @@ def main(argv):
     memory = {name: peak_memory(name, plain) for name in SIDES}
     seconds = measure.in_turn({name: make(config, flags.images)[0] for name, make in SIDES.items()}, flags.repeats)
     summaries = measure.summarize(seconds)
-    images = flags.images // config.train.batch_size * config.train.batch_size
+    images = len(load_images(config, flags.images)[1])
     found = measure.ratio(seconds, "ours", "torch")
     report = {
         "machine": measure.machine(),

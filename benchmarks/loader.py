@@ -70,7 +70,6 @@ def make_floor(split, augment, batch_size, workers):
     """Compose alone, in `workers` processes (in this one for 0), each with its share of the batches."""
     if workers == 0:
         return ComposeOnly(split, augment, batch_size, BATCHES)
-    assert BATCHES % workers == 0, f"{BATCHES} batches cannot be shared by {workers} workers"
     context = multiprocessing.get_context("spawn")
     pipes = []
     for _ in range(workers):
@@ -131,6 +130,8 @@ def main(argv):
     flags, overrides = parser.parse_known_args(argv)
     config = read_config(flags.config, overrides)
     workers = config.data.workers if flags.workers is None else flags.workers
+    if workers and BATCHES % workers:
+        parser.error(f"--workers: got {workers}, expected a divisor of {BATCHES}, the batches of a measurement")
     batch_size = config.train.batch_size
     args = draw_split(BATCHES * batch_size), config.augment.to_dict(), batch_size, workers
     sides = {"ours": make_ours(*args), "torch": make_torch(*args), "floor": make_floor(*args)}

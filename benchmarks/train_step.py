@@ -5,6 +5,8 @@ python -m benchmarks.train_step [--config configs/base.py] [--compile] [--json];
 Latest result: not measured yet.
 """
 
+import itertools
+import math
 import shutil
 import sys
 
@@ -12,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from cifar_jax.budget import summarize
+from cifar_jax.budget import FLOAT_BYTES, IMAGE_CHANNELS, IMAGE_SIZE, summarize
 from cifar_jax.config import read_config
 from cifar_jax.models import create_model
 from cifar_jax.optim import make_optimizer, make_schedule
@@ -84,7 +86,8 @@ def floor(config) -> dict:
     cost = summarize(config.model)
     size = config.train.batch_size
     flops = 3 * 2 * cost.macs * size
-    moved = 3 * sum(layer.activation_bytes for layer in cost.layers) * size
+    maps = [IMAGE_SIZE**2 * IMAGE_CHANNELS, *(math.prod(layer.shape) for layer in cost.layers)]
+    moved = 3 * FLOAT_BYTES * sum(before + after for before, after in itertools.pairwise(maps)) * size
     flops_time, moved_time = flops / measure.peak_flops(), moved / measure.peak_bandwidth()
     return {"gflop": flops / 1e9, "gigabytes": moved / 1e9, "flops_s": flops_time, "bytes_s": moved_time}
 

@@ -15,7 +15,8 @@ FLOAT_BYTES = 4
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
     """One row of the summary. shape: (h, w, c) after the layer; macs: of one image; receptive_field: of a central unit,
-    in input pixels; activation_bytes: what it reads and writes, in float32, plus the shortcut it adds.
+    in input pixels; activation_bytes: the most that must lie in memory at once while it is computed, in float32: its
+    input and output, and what a depthwise convolution hands to the 1x1 one.
     """
 
     name: str
@@ -74,6 +75,11 @@ def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
         "separable": taps * channels + channels * layer.features,
     }[layer.kind]
     shape = (out, out, layer.features)
+    live = size * size * channels + math.prod(shape)
+    if layer.kind == "separable":
+        between = out * out * channels  # the input is still needed beside it only where it is added to the output
+        shortcut = size * size * channels if shape == (size, size, channels) else 0
+        live = max(size * size * channels + between, between + math.prod(shape) + shortcut)
     return LayerCost(
         layer.name,
         layer.kind,
@@ -84,7 +90,7 @@ def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
         parameters=weights + 2 * layer.features,  # and the scale and bias of the normalization
         macs=weights * out * out,
         receptive_field=field,
-        activation_bytes=FLOAT_BYTES * (size * size * channels + math.prod(shape)),
+        activation_bytes=FLOAT_BYTES * live,
     )
 
 

@@ -3,6 +3,7 @@
 No other module imports Orbax. A checkpoint is one step of one manager: the TrainState and a JSON of progress.
 """
 
+import contextlib
 import operator
 import pathlib
 
@@ -44,7 +45,24 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, progress: dict, eval_accuracy: float) -> None:
         """Saves in the background. progress: JSON values (epoch, times and the like) handed back by restore."""
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
-        self._manager.save(step, args=items, metrics={"eval_accuracy": eval_accuracy})
+        with self._errors_of_saving():
+            self._manager.save(step, args=items, metrics={"eval_accuracy": eval_accuracy})
+
+    def wait(self) -> None:
+        """Waits for the last save; raises RunError where it failed."""
+        with self._errors_of_saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _errors_of_saving(self):
+        try:
+            yield
+        except Exception as error:  # Orbax raises nearly anything, and that of the background at the next call
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise RunError(
+                f"a checkpoint cannot be written to {self._manager.directory} ({reason}); make room there, then start the "
+                "same command again to resume from the one before"
+            ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
         """Returns the newest (state, progress), or None where there is none. like: a state of the same structure.
@@ -67,9 +85,10 @@ class Checkpoints:
         return restored["state"], restored["progress"]
 
     def close(self) -> None:
-        """Waits for the last save; safe to call twice."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last save; safe to call twice. Raises RunError where it failed."""
+        with self._errors_of_saving():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def __enter__(self):
         return self

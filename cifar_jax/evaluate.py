@@ -47,9 +47,19 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
             f"--workdir: got {directory}, which holds no finished run, expected a result.json in it; finish the run with "
             "the command that began it, or name another"
         )
+    for override in overrides:
+        if override.split("=")[0] not in ("--config.data.dir", "--config.data.source"):
+            raise InputError(
+                f"{override}: the config of trained weights is a fact, expected only --config.data.dir and --config.data.source"
+            )
     found = load_weights(weights or str(pathlib.Path(directory, "weights.safetensors")))
-    config = with_overrides(found.config, overrides)
+    config = found.config
+    if directory:  # a run's folder knows where its data lay; a weights file, made to be shared, does not
+        data_dir = workdir.read_json(pathlib.Path(directory, "config.json"))["config"]["data"]["dir"]
+        overrides = [f"--config.data.dir={data_dir}", *overrides]
+    config = with_overrides(config, overrides)
     check_config(config)
+    workdir.check_device()
     model = create_model(config.model)
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     check_variables(found.variables, expected, found.path)
@@ -60,4 +70,6 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
             f"{', '.join(found.classes[:10])}; name the data with --config.data.source and --config.data.dir"
         )
     counts = evaluate(jax.jit(make_eval_step(model)), found.variables, dataset.test, found.mean, found.std)
-    return workdir.evaluation_result(config, found.classes, "test", counts, summarize(config.model).parameters)
+    return workdir.evaluation_result(
+        config, found.classes, "test", counts, summarize(config.model).parameters, found.train_seconds
+    )

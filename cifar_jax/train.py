@@ -7,13 +7,13 @@ import time
 
 import jax
 
-from cifar_jax import budget, metrics, workdir
+from cifar_jax import budget, metrics, stopping, workdir
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import check_config, to_json
-from cifar_jax.data.dataset import Dataset, Split, hold_out
+from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.loader import Prefetch, make_train_loader
 from cifar_jax.data.sources import load_dataset
-from cifar_jax.errors import InputError, RunError
+from cifar_jax.errors import RunError
 from cifar_jax.evaluate import evaluate
 from cifar_jax.log import RunLog
 from cifar_jax.models import create_model
@@ -35,37 +35,24 @@ def train(config, directory: str | os.PathLike) -> dict:
     result = workdir.read_result(path)
     if result:
         return result
+    workdir.check_device()
     dataset = load_dataset(config.data.source, config.data.dir)
-    kept, held_out = _split(config, dataset)
-    workdir.create(path, config)
-    with (
-        make_train_loader(
-            kept,
-            config.augment,
-            dataset.mean,
-            dataset.std,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            workers=config.data.workers,
-        ) as loader,
-        Checkpoints(path / "checkpoints", keep_best=bool(len(held_out))) as checkpoints,
-    ):
-        return _run(config, path, dataset, held_out, loader, checkpoints)
-
-
-def _split(config, dataset: Dataset) -> tuple[Split, Split]:
-    """The images trained on and those held out, checked against the config."""
-    if len(dataset.classes) != config.model.num_classes:
-        raise InputError(
-            f"model.num_classes: got {config.model.num_classes}, expected {len(dataset.classes)}, the classes of the data "
-            f"({dataset.source}); set --config.model.num_classes={len(dataset.classes)}"
-        )
-    kept, held_out = hold_out(dataset.train, config.data.num_validation)
-    if config.train.batch_size > len(kept):
-        raise InputError(
-            f"train.batch_size: got {config.train.batch_size}, expected at most the {len(kept)} training images; lower it"
-        )
-    return kept, held_out
+    kept, held_out = split_training(dataset, config)
+    with workdir.lock(path):
+        workdir.create(path, config, fingerprint(dataset))
+        with (
+            make_train_loader(
+                kept,
+                config.augment,
+                dataset.mean,
+                dataset.std,
+                batch_size=config.train.batch_size,
+                seed=config.seed,
+                workers=config.data.workers,
+            ) as loader,
+            Checkpoints(path / "checkpoints", keep_best=bool(len(held_out))) as checkpoints,
+        ):
+            return _run(config, path, dataset, held_out, loader, checkpoints)
 
 
 def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
@@ -92,6 +79,7 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
             state, sums, wait = train_epoch(train_step, state, loader, epoch, schedule, log)
             trained = time.perf_counter()
             counts = evaluate(eval_step, final_variables(state), watched, dataset.mean, dataset.std)
+            _check_finite(counts["loss"], epoch * loader.steps_per_epoch - 1, schedule)
             row = _make_row(epoch, loader.steps_per_epoch, schedule, sums, counts, eval_split)
             row["seconds"] = time.perf_counter() - began
             row["images_per_second"] = sums["examples"] / (trained - began)
@@ -99,6 +87,7 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
             log.write(row, _seconds_left(log.rows + [row], config.train.epochs))
             if epoch % config.checkpoint.every_epochs == 0 or epoch == config.train.epochs:
                 checkpoints.save(row["step"], state, {"rows": log.rows}, row["eval_accuracy"])
+        checkpoints.wait()  # result.json, the mark of a finished run, comes after the last checkpoint
         variables = final_variables(state)
         if eval_split != "test" or counts is None:  # None: every epoch was done before
             counts = evaluate(eval_step, variables, dataset.test, dataset.mean, dataset.std)
@@ -109,6 +98,7 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
         classes=dataset.classes,
         mean=dataset.mean,
         std=dataset.std,
+        train_seconds=sum(row["seconds"] for row in log.rows),
     )
     return workdir.write_result(path, config, dataset, counts, log.rows)
 
@@ -141,6 +131,7 @@ def train_epoch(train_step, state, loader, epoch: int, schedule, log: RunLog):
     add = jax.jit(metrics.add)
     with log.epoch_bar(epoch) as bar:
         for step, batch in enumerate(batches, (epoch - 1) * loader.steps_per_epoch):
+            stopping.check()
             state, batch_sums = train_step(state, batch)
             sums = batch_sums if sums is None else add(sums, batch_sums)
             if pending is not None:
@@ -173,8 +164,8 @@ def _announce_first(train_step, log: RunLog):
 def _check_finite(loss, step: int, schedule) -> None:
     if not math.isfinite(float(loss)):
         raise RunError(
-            f"the loss is {float(loss)} at step {step} (learning rate {float(schedule(step)):.4g}); the last checkpoint is "
-            "kept; lower schedule.learning_rate and start in a new workdir"
+            f"the loss is {float(loss)} at step {step} (learning rate {float(schedule(step)):.4g}); checkpoints of "
+            "earlier epochs are kept; lower schedule.learning_rate and start in a new workdir"
         )
 
 

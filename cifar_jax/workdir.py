@@ -1,11 +1,13 @@
 """The folder of one run: what it may hold before training, and the files that training leaves there."""
 
+import contextlib
 import json
 import os
 import pathlib
 import platform
 import tempfile
 
+import filelock
 import jax
 
 from cifar_jax import budget
@@ -15,6 +17,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.log import format_duration, write_json
 
 FORMAT_VERSION = 1
+LOCK = ".lock"
 
 
 def read_json(path: pathlib.Path) -> dict | None:
@@ -24,7 +27,7 @@ def read_json(path: pathlib.Path) -> dict | None:
         version = int(value["format_version"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     if version > FORMAT_VERSION:
         raise InputError(f"{path}: got format {version}, expected at most {FORMAT_VERSION}; update cifar_jax")
@@ -41,8 +44,11 @@ def _damaged(path: pathlib.Path, error: Exception) -> InputError:
 def check(path: pathlib.Path, config) -> None:
     """Raises InputError where the workdir cannot be written or holds a run made with another config. Writes nothing."""
     parent = path
-    while not parent.exists() and not parent.is_symlink():
-        parent = parent.parent
+    try:
+        while not parent.exists() and not parent.is_symlink():
+            parent = parent.parent
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"--workdir: got {path}, which cannot be a folder ({error.strerror}); name another") from error
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"--workdir: got {path}, but {parent} is no folder that can be written; name another")
     try:
@@ -52,9 +58,14 @@ def check(path: pathlib.Path, config) -> None:
         raise InputError(f"--workdir: got {path}, but {parent} cannot be written ({error.strerror}); name another") from error
     stored = read_json(path / "config.json")
     if stored is None:
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(file.name != LOCK for file in path.iterdir()):
             raise InputError(f"--workdir: got {path}, which holds files but no run; name a new or empty folder")
         return
+    if stored.get("framework", "jax") != "jax":
+        raise InputError(f"--workdir: {path} holds a run of {stored['framework']}, expected one of this command; name another")
+    checkpoints = path / "checkpoints"
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise InputError(f"{checkpoints}: got a file, expected a folder; move it away or choose another --workdir")
     try:
         there = from_json(stored["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -67,10 +78,46 @@ def check(path: pathlib.Path, config) -> None:
         )
 
 
-def create(path: pathlib.Path, config) -> None:
-    """Makes the folder, with config.json in it."""
+def check_device() -> None:
+    """Raises InputError where JAX finds no device to run on."""
+    try:
+        jax.devices()
+    except Exception as error:  # of several kinds, by the platform that was asked for
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"JAX finds no device ({reason}); JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: unset it, or install "
+            "what it names, such as cifar_jax[cuda12]"
+        ) from error
+
+
+def create(path: pathlib.Path, config, data: str) -> None:
+    """Makes the folder, with config.json in it; raises InputError where the folder holds a run on other data.
+
+    data: dataset.fingerprint of the data to be trained on.
+    """
+    stored = read_json(path / "config.json")
+    if stored and stored.get("data", data) != data:
+        raise InputError(
+            f"--workdir: {path} holds a run on other data (got {data[:8]}, expected {stored['data'][:8]}, of its images, "
+            "labels and classes); use the same data or another --workdir"
+        )
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"format_version": FORMAT_VERSION, "config": to_json(config)})
+    write_json(path / "config.json", {"format_version": FORMAT_VERSION, "config": to_json(config), "data": data})
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path):
+    """Makes the folder and holds it for this process, until it ends in whatever way; raises InputError where another does."""
+    path.mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(path / LOCK)
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(f"--workdir: {path} is in use by another process, expected one run a folder; name another") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def read_result(path: pathlib.Path) -> dict | None:
@@ -79,7 +126,7 @@ def read_result(path: pathlib.Path) -> dict | None:
     try:
         if result is not None:
             format_result(result, path)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise _damaged(path / "result.json", error) from error
     return result
 
@@ -113,8 +160,11 @@ def versions() -> dict:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def evaluation_result(config, classes, split: str, counts: dict, parameters: int) -> dict:
-    """What `evaluate --json` prints and result.json begins with; counts: what evaluate.evaluate returned."""
+def evaluation_result(config, classes, split: str, counts: dict, parameters: int, train_seconds: float | None) -> dict:
+    """What `evaluate --json` prints and result.json begins with; counts: what evaluate.evaluate returned.
+
+    train_seconds: of the run, or None where that is not known.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "config": to_json(config),
@@ -126,6 +176,8 @@ def evaluation_result(config, classes, split: str, counts: dict, parameters: int
         "loss": counts["loss"],
         "per_class_accuracy": dict(zip(classes, counts["class_accuracy"], strict=True)),
         "parameters": parameters,
+        "epochs": config.train.epochs,
+        "train_seconds": train_seconds,
         "device": describe_device(),
         "versions": versions(),
     }
@@ -134,10 +186,9 @@ def evaluation_result(config, classes, split: str, counts: dict, parameters: int
 def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[dict]) -> dict:
     """Writes result.json, the mark of a finished run, and returns its content."""
     summary = budget.summarize(config.model)
-    result = evaluation_result(config, dataset.classes, "test", counts, summary.parameters) | {
+    seconds = sum(row["seconds"] for row in rows)
+    result = evaluation_result(config, dataset.classes, "test", counts, summary.parameters, seconds) | {
         "receptive_field": summary.receptive_field,
-        "epochs": config.train.epochs,
-        "train_seconds": sum(row["seconds"] for row in rows),
         "train_loss": rows[-1]["train_loss"],
         "train_accuracy": rows[-1]["train_accuracy"],
         "data_source": dataset.source,
@@ -155,7 +206,7 @@ def format_result(result: dict, path: pathlib.Path | str) -> str:
         f"Epochs             {result['epochs']} in {format_duration(result['train_seconds'])} on {result['device']}",
         f"Training accuracy  {100 * result['train_accuracy']:.2f}% (running, augmented images, last epoch)",
         format_counts(result),
-        f"Everything lies in {path}: result.json, weights.safetensors, metrics.jsonl, tensorboard/, checkpoints/",
+        f"Everything lies in {path}: {', '.join(sorted(p.name for p in pathlib.Path(path).glob('[!.]*')))}",
     ]
     return "\n".join(lines)
 

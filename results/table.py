@@ -1,6 +1,6 @@
 """Adds finished runs to results/runs.csv, a row a run, and writes the README's table from those rows.
 
-python results/table.py [WORKDIR ...]
+python results/table.py [WORKDIR ...]     a workdir's own name is that of its config, such as runs/base or /tmp/gpu/base
 """
 
 import csv
@@ -100,10 +100,8 @@ def main(workdirs: list[str]) -> None:
     rows = read_rows()
     for workdir in map(pathlib.Path, workdirs):
         row = to_row(workdir.name, json.loads((workdir / "result.json").read_text()))
-        same = [
-            r for r in rows if (r["config"], r["seed"], r["epochs"]) == tuple(str(row[k]) for k in ("config", "seed", "epochs"))
-        ]
-        rows = [r for r in rows if r not in same] + [{key: str(value) for key, value in row.items()}]
+        row = {key: str(value) for key, value in row.items()}
+        rows = [r for r in rows if any(r[key] != row[key] for key in ("config", "seed", "epochs", "device"))] + [row]
     write_rows(rows)
     README.write_text(updated_readme(README.read_text(), rows))
 

@@ -120,7 +120,7 @@ def test_workdir_with_foreign_files(refused, tmp_path):
 
 
 def test_workdir_of_another_config_names_every_differing_key(refused, tmp_path):
-    workdir.create(tmp_path / "run", read_config(SMOKE, ["--config.seed=7", "--config.train.epochs=2"]))
+    workdir.create(tmp_path / "run", read_config(SMOKE, ["--config.seed=7", "--config.train.epochs=2"]), "data")
     may_differ = ["--config.data.workers=3", "--config.log.progress=off"]
     line = refused("--config", SMOKE, "--workdir", tmp_path / "run", *may_differ)
     assert "seed (7 there, 0 here), train.epochs (2 there, 3 here); use the same values" in line
@@ -133,7 +133,7 @@ def test_workdir_of_another_config_names_every_differing_key(refused, tmp_path):
     ["", "{", "[]", "null", '{"format_version": "x"}', '{"format_version": 1}', '{"format_version": 1, "config": 5}'],
 )
 def test_workdir_with_damaged_json(refused, tmp_path, name, content):
-    workdir.create(tmp_path / "run", read_config(SMOKE, []))
+    workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
     (tmp_path / "run" / name).write_text(content)
     line = refused("--config", SMOKE, "--workdir", tmp_path / "run")
     assert f"{tmp_path / 'run' / name}: got a damaged file" in line and "restore it" in line
@@ -141,7 +141,7 @@ def test_workdir_with_damaged_json(refused, tmp_path, name, content):
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 def test_workdir_of_a_later_version(refused, tmp_path, name):
-    workdir.create(tmp_path / "run", read_config(SMOKE, []))
+    workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
     (tmp_path / "run" / name).write_text('{"format_version": 99}')
     assert "got format 99, expected at most 1; update" in refused("--config", SMOKE, "--workdir", tmp_path / "run")
 
@@ -151,7 +151,7 @@ def test_evaluating_a_workdir_without_a_finished_run(refused, tmp_path, state):
     if state == "empty":
         (tmp_path / "run").mkdir()
     if state == "unfinished":
-        workdir.create(tmp_path / "run", read_config(SMOKE, []))
+        workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
     line = refused("evaluate", "--workdir", tmp_path / "run")
     assert "no finished run" in line and "finish the run" in line
 
@@ -165,7 +165,7 @@ def variables():
 
 def write(path, variables, overrides=TINY, **changes):
     config = to_json(read_config(SMOKE, overrides))
-    content = {"config": config, "classes": SMALL.classes, "mean": SMALL.mean, "std": SMALL.std} | changes
+    content = {"config": config, "classes": SMALL.classes, "mean": SMALL.mean, "std": SMALL.std, "train_seconds": 1.0} | changes
     save_weights(path, variables, **content)
     return path
 
@@ -223,7 +223,7 @@ def test_weights_with_a_config_out_of_range(refused, tmp_path, variables):
 def test_weights_of_another_network_name_the_tensor(refused, tmp_path, variables):
     path = write(tmp_path / "w", variables, ["--config.model.widths=(8,8,8,12)"])
     line = refused("evaluate", "--weights", path)
-    assert "tensor batch_stats/c4_sep" in line and "got (16,), expected (12,)" in line and "another network" in line
+    assert "tensor batch_stats/c4_sep" in line and "got float32 (16,), expected float32 (12,)" in line and "another network" in line
 
 
 @pytest.mark.parametrize("key", ["missing", "extra"])
@@ -232,7 +232,7 @@ def test_weights_with_a_tensor_too_few_or_too_many(refused, tmp_path, variables,
     if key == "missing":
         head = {"bias": head["bias"]}
     path = write(tmp_path / "w", variables | {"params": variables["params"] | {"head": head}})
-    said = {"missing": "head/kernel: got nothing, expected (16, 10)", "extra": "head/scale: got (2,), expected nothing"}
+    said = {"missing": "head/kernel: got nothing, expected float32 (16, 10)", "extra": "head/scale: got float32 (2,), expected nothing"}
     assert said[key] in refused("evaluate", "--weights", path)
 
 
@@ -245,10 +245,10 @@ def test_weights_for_other_classes(refused, tmp_path, variables):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("--config.data.dri=x", "did you mean --config.data.dir?"),
+        ("--config.data.dri=x", "expected only --config.data.dir and --config.data.source"),
         ("--config.data.source=shape", "did you mean shapes?"),
-        ("--config.data.workers=x", "invalid literal for int"),
-        ("--config.model.variant=dilated", "another network"),
+        ("--config.seed=7", "is a fact"),
+        ("--config.model.variant=dilated", "is a fact"),
         ("--data.dir=x", "unknown argument"),
     ],
 )
@@ -258,11 +258,32 @@ def test_evaluating_with_a_bad_override(refused, weights, override, said):
 
 def test_a_finished_run_whose_weights_are_gone(refused, tmp_path):
     config = read_config(SMOKE, TINY)
-    workdir.create(tmp_path / "run", config)
+    workdir.create(tmp_path / "run", config, "data")
     counts = {"examples": 20, "correct": 2, "accuracy": 0.1, "loss": 2.3, "class_accuracy": [0.1] * 10}
     row = {"seconds": 1.0, "train_loss": 2.3, "train_accuracy": 0.1}
     workdir.write_result(tmp_path / "run", config, SMALL, counts, [row])
     assert "weights.safetensors" in refused("evaluate", "--workdir", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x.astype(np.int8), "int8 (16,), expected float32 (16,)"),
+        (lambda x: np.full_like(x, np.nan), "numbers that are not finite"),
+    ],
+    ids=["type", "nan"],
+)
+def test_weights_that_hold_no_weights(refused, variables, tmp_path, change, said):
+    params = variables["params"] | {"c4_sep": variables["params"]["c4_sep"] | {"norm": variables["params"]["c4_sep"]["norm"]}}
+    norm = params["c4_sep"]["norm"] | {"scale": change(params["c4_sep"]["norm"]["scale"])}
+    params["c4_sep"] = params["c4_sep"] | {"norm": norm}
+    line = refused("evaluate", "--weights", write(tmp_path / "w", variables | {"params": params}))
+    assert "params/c4_sep/norm/scale" in line and said in line
+
+
+@pytest.mark.parametrize("changes", [{"std": [0, 1, 1]}, {"mean": [float("nan"), 0, 0]}])
+def test_weights_whose_normalization_is_none(refused, variables, tmp_path, changes):
+    assert "not a whole weights file" in refused("evaluate", "--weights", write(tmp_path / "w", variables, **changes))
 
 
 def test_the_good_weights_of_these_tests_are_accepted(weights, variables):

@@ -36,7 +36,7 @@ def make_variables():
 def saved(tmp_path):
     path = tmp_path / "w.safetensors"
     config = portable(to_json(read_config(SMOKE, ["--config.data.dir=/secret", "--config.data.workers=3"])))
-    save_weights(path, make_variables(), config=config, classes=CLASSES, mean=MEAN, std=STD)
+    save_weights(path, make_variables(), config=config, classes=CLASSES, mean=MEAN, std=STD, train_seconds=61.5)
     return path
 
 
@@ -84,13 +84,13 @@ def test_a_file_appears_whole_or_not_at_all(saved, monkeypatch):
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_weights(saved, {"params": {"x": {"y": np.ones(3)}}}, config={}, classes=(), mean=(), std=())
+        save_weights(saved, {"params": {"x": {"y": np.ones(3)}}}, config={}, classes=(), mean=(), std=(), train_seconds=None)
     assert saved.read_bytes() == before
 
 
 def test_later_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("cifar_jax.weights.FORMAT_VERSION", 2)
-    save_weights(tmp_path / "w", make_variables(), config={}, classes=(), mean=(), std=())
+    save_weights(tmp_path / "w", make_variables(), config={}, classes=(), mean=(), std=(), train_seconds=None)
     monkeypatch.setattr("cifar_jax.weights.FORMAT_VERSION", 1)
     with pytest.raises(InputError, match="got format 2, expected at most 1; update"):
         load_weights(str(tmp_path / "w"))
@@ -104,9 +104,9 @@ def test_a_folder_is_no_weights_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda v: v["params"]["head"].pop("bias"), r"params/head/bias: got nothing, expected \(2,\)"),
-        (lambda v: v["params"]["head"].update(more=np.zeros(5)), r"params/head/more: got \(5,\), expected nothing"),
-        (lambda v: v["batch_stats"]["conv"].update(mean=np.zeros(5)), r"conv/mean: got \(5,\), expected \(4,\)"),
+        (lambda v: v["params"]["head"].pop("bias"), r"params/head/bias: got nothing, expected float32 \(2,\)"),
+        (lambda v: v["params"]["head"].update(more=np.zeros(5)), r"params/head/more: got float64 \(5,\), expected nothing"),
+        (lambda v: v["batch_stats"]["conv"].update(mean=np.zeros(5)), r"conv/mean: got float64 \(5,\), expected float32 \(4,\)"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(change, said):

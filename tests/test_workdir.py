@@ -37,7 +37,7 @@ def test_a_new_or_empty_folder_is_accepted_and_left_as_it_is(tmp_path, exists):
 def test_a_folder_several_levels_down_is_made(tmp_path):
     path = tmp_path / "a" / "b" / "run"
     workdir.check(path, read_config(SMOKE, []))
-    workdir.create(path, read_config(SMOKE, []))
+    workdir.create(path, read_config(SMOKE, []), "data")
     assert json.loads((path / "config.json").read_text())["config"] == to_json(read_config(SMOKE, []))
 
 
@@ -46,7 +46,7 @@ def test_a_folder_several_levels_down_is_made(tmp_path):
     ["data.workers=2", "data.dir=/x", "log.progress=off", "log.tensorboard=false", "checkpoint.every_epochs=2"],
 )
 def test_what_changes_no_result_may_differ_on_resume(tmp_path, override):
-    workdir.create(tmp_path / "run", read_config(SMOKE, []))
+    workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
     workdir.check(tmp_path / "run", read_config(SMOKE, [f"--config.{override}"]))
 
 
@@ -55,10 +55,55 @@ def test_what_changes_no_result_may_differ_on_resume(tmp_path, override):
     ["seed=1", "data.num_validation=10", "data.source=auto", "ema.decay=0.5", "augment.to_gray.p=0", "train.epochs=6"],
 )
 def test_what_changes_a_result_may_not(tmp_path, override):
-    workdir.create(tmp_path / "run", read_config(SMOKE, []))
+    workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
     key = override.split("=")[0]
     with pytest.raises(InputError, match=rf"another config: {key} \("):
         workdir.check(tmp_path / "run", read_config(SMOKE, [f"--config.{override}"]))
+
+
+def test_other_data_is_refused_and_nothing_is_written(tmp_path):
+    workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(InputError, match="holds a run on other data"):
+        workdir.create(tmp_path / "run", read_config(SMOKE, ["--config.data.dir=/x"]), "others")
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_folder_in_use_is_refused_until_it_is_free(tmp_path):
+    with workdir.lock(tmp_path / "run"):
+        workdir.check(tmp_path / "run", read_config(SMOKE, []))  # the lock alone is no foreign file
+        with pytest.raises(InputError, match="in use by another process"), workdir.lock(tmp_path / "run"):
+            pass
+    with workdir.lock(tmp_path / "run"):
+        pass
+
+
+def test_a_run_of_the_baseline_is_refused(tmp_path):
+    content = {"format_version": 1, "config": to_json(read_config(SMOKE, [])), "framework": "pytorch"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="holds a run of pytorch"):
+        workdir.check(tmp_path, read_config(SMOKE, []))
+
+
+def test_a_file_in_the_place_of_checkpoints_is_refused(tmp_path):
+    workdir.create(tmp_path, read_config(SMOKE, []), "data")
+    (tmp_path / "checkpoints").write_text("x")
+    with pytest.raises(InputError, match="got a file, expected a folder"):
+        workdir.check(tmp_path, read_config(SMOKE, []))
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be a folder"):
+        workdir.check(tmp_path / ("x" * 300), read_config(SMOKE, []))
+
+
+def test_no_device_is_bad_input(monkeypatch):
+    def devices():
+        raise RuntimeError("no cuda\nhere")
+
+    monkeypatch.setattr(workdir.jax, "devices", devices)
+    with pytest.raises(InputError, match="no device .RuntimeError: no cuda here."):
+        workdir.check_device()
 
 
 @pytest.mark.parametrize(("key", "free"), [("log.progress", True), ("logger", False), ("data.dir", True), ("data.direct", False)])

@@ -1,6 +1,7 @@
 """What every data source ends in: a Dataset of uint8 arrays in memory, and the fixed split held out of its training images."""
 
 import dataclasses
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,30 @@ def hold_out(train: Split, num_validation: int) -> tuple[Split, Split]:
     held = np.zeros(len(train), bool)
     held[np.random.default_rng(0).permutation(len(train))[:num_validation]] = True
     return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
+
+
+def split_training(dataset: Dataset, config) -> tuple[Split, Split]:
+    """The images trained on and those held out, once they are found to fit the config; raises InputError otherwise."""
+    if len(dataset.classes) != config.model.num_classes:
+        raise InputError(
+            f"model.num_classes: got {config.model.num_classes}, expected {len(dataset.classes)}, the classes of the data "
+            f"({dataset.source}); set --config.model.num_classes={len(dataset.classes)}"
+        )
+    kept, held_out = hold_out(dataset.train, config.data.num_validation)
+    if config.train.batch_size > len(kept):
+        raise InputError(
+            f"train.batch_size: got {config.train.batch_size}, expected at most the {len(kept)} training images; lower it"
+        )
+    return kept, held_out
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of the images, labels and classes, in hexadecimal: equal for equal data, wherever it lies."""
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    for array in (*dataset.train, *dataset.test):
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

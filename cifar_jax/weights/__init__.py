@@ -33,12 +33,14 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     path: str
+    train_seconds: float | None = None  # None: not known
 
 
-def save_weights(path: str | os.PathLike, variables, *, config: dict, classes, mean, std) -> None:
+def save_weights(path: str | os.PathLike, variables, *, config: dict, classes, mean, std, train_seconds: float | None) -> None:
     """Writes the file in one piece: it appears whole or not at all."""
     flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
-    content = {"config": config, "classes": classes, "mean": mean, "std": std, "format_version": FORMAT_VERSION}
+    content = {"config": config, "classes": classes, "mean": mean, "std": std, "train_seconds": train_seconds}
+    content["format_version"] = FORMAT_VERSION
     metadata = {key: json.dumps(value) for key, value in content.items()}
     data = save({key: np.ascontiguousarray(value) for key, value in flat.items()}, metadata)
     temporary = pathlib.Path(f"{path}.tmp")
@@ -73,8 +75,10 @@ def load_weights(name: str) -> Weights:
         sizes = (len(classes), len(mean), len(std))
         if sizes != (config.model.num_classes, 3, 3):
             raise ValueError(f"{sizes} classes, means and deviations for {config.model.num_classes} classes and 3 channels")
-        return Weights(variables, config, classes, mean, std, str(path))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(np.isfinite(mean)) or not all(0 < value < np.inf for value in std):
+            raise ValueError(f"mean {mean} and std {std}")
+        return Weights(variables, config, classes, mean, std, str(path), metadata.get("train_seconds"))
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"weights {path}: not a whole weights file of cifar_jax ({type(error).__name__}: {reason}); "
@@ -83,15 +87,19 @@ def load_weights(name: str) -> Weights:
 
 
 def check_variables(variables, expected, path: str) -> None:
-    """Raises InputError naming the first tensor that is missing, unexpected, or of another shape than the network's.
+    """Raises InputError naming the first tensor that is missing, unexpected, of another shape or type than the network's,
+    or not finite.
 
     expected: a tree of arrays or ShapeDtypeStructs.
     """
-    have = {key: value.shape for key, value in traverse_util.flatten_dict(variables, sep="/").items()}
-    want = {key: value.shape for key, value in traverse_util.flatten_dict(expected, sep="/").items()}
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    have = {key: f"{value.dtype} {value.shape}" for key, value in flat.items()}
+    want = {key: f"{leaf.dtype} {leaf.shape}" for key, leaf in traverse_util.flatten_dict(expected, sep="/").items()}
     for key in sorted(have.keys() | want.keys()):
         if have.get(key) != want.get(key):
             raise InputError(
                 f"weights {path}: tensor {key}: got {have.get(key, 'nothing')}, expected {want.get(key, 'nothing')}; "
                 "these weights are for another network"
             )
+        if not np.isfinite(flat[key]).all():
+            raise InputError(f"weights {path}: tensor {key}: got numbers that are not finite; use a run that did not diverge")

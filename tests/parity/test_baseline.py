@@ -92,4 +92,4 @@ def test_a_folder_with_something_in_it_is_refused(capsys, finished):
     from baselines.train import main
 
     assert main(["--config", "configs/smoke.py", "--workdir", str(finished)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "no empty folder" in capsys.readouterr().err

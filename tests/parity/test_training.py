@@ -54,6 +54,32 @@ def test_twenty_steps_in_float64(variant):
         assert min(moved.values()) > 1e-4, moved  # far above the bound: nothing was equal because it stood still
 
 
+def test_the_average_of_weights_and_means():
+    """Three steps with an average of both, in float64; the running variances differ as test_network says."""
+    from baselines import train as baseline
+
+    decay = 0.2  # above the cap of the first steps, 1/10 and 2/11, and below the third, 3/12
+    with jax.enable_x64(True):
+        twins, batches = make_twins("strided"), draw_batches(3)
+        tx = make_optimizer(OPTIM, make_schedule(SCHEDULE, 4))
+        step = jax.jit(make_train_step(twins.network, tx, label_smoothing=0.1, ema_decay=decay))
+        params, batch_stats = twins.variables["params"], twins.variables["batch_stats"]
+        state = TrainState(np.int32(0), params, batch_stats, jax.jit(tx.init)(params), dict(twins.variables))
+        model = twins.torch_model.train()
+        optimizer = baseline.make_optimizer(model, OPTIM, SCHEDULE.learning_rate)
+        scheduler = baseline.make_scheduler(optimizer, SCHEDULE, 4)
+        ema = baseline.make_ema(model, decay)
+        for batch in batches:
+            state, _ = step(state, batch)
+            baseline.train_step(model, optimizer, scheduler, *to_torch(batch), label_smoothing=0.1)
+            ema.update_parameters(model)
+        ours, theirs = flatten(state.ema), flatten(port.from_state_dict(ema.module.state_dict(), twins.config))
+        distances = {key: distance(ours[key], theirs[key]) for key in ours if not key.endswith("norm/var")}
+        assert max(distances.values()) <= 1e-8, distances
+        newest = flatten({"params": state.params})
+        assert min(distance(ours[key], newest[key]) for key in newest) > 1e-5  # an average, not the newest
+
+
 @ALL_VARIANTS
 def test_one_step_in_float32_is_as_near_to_float64_as_pytorch(variant):
     """Both sides round; ours may be no further from float64 than four times PyTorch's distance, on the whole."""
