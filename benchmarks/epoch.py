@@ -37,6 +37,7 @@ def make_ours(config, num_images):
     """(a function that trains one epoch, one that evaluates the test set)."""
     import jax
 
+    from cifar_jax import allocator
     from cifar_jax.data.loader import make_train_loader
     from cifar_jax.evaluate import evaluate
     from cifar_jax.log import RunLog
@@ -46,6 +47,7 @@ def make_ours(config, num_images):
     from cifar_jax.steps import make_eval_step, make_train_step
     from cifar_jax.train import train_epoch
 
+    allocator.keep_freed_memory()
     dataset, split = load_images(config, num_images)
     loader = make_train_loader(split, config.augment, dataset.mean, dataset.std, **loader_options(config))
     schedule = make_schedule(config.schedule, 10_000)

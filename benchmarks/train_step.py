@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import measure
+from cifar_jax import allocator
 from cifar_jax.budget import FLOAT_BYTES, IMAGE_CHANNELS, IMAGE_SIZE, summarize
 from cifar_jax.config import read_config
 from cifar_jax.models import create_model
@@ -97,6 +98,7 @@ def main(argv):
     parser.add_argument("--compile", action="store_true", help="torch.compile as a second opponent (needs a C++ compiler)")
     flags, overrides = parser.parse_known_args(argv)
     config = read_config(flags.config, overrides)
+    allocator.keep_freed_memory()  # as training does; PyTorch, in the same process, has it too
     sides = {"ours": make_ours(config), "torch": make_torch(config)}
     if flags.compile and shutil.which("c++"):
         sides["torch_compiled"] = make_torch(config, compile_=True)

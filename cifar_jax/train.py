@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from cifar_jax import budget, metrics, stopping, workdir
+from cifar_jax import allocator, budget, metrics, stopping, workdir
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import check_config, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
@@ -29,6 +29,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     A finished run is returned as it is. Raises InputError before anything is written; RunError when a run breaks off.
     """
     path = pathlib.Path(directory)
+    allocator.keep_freed_memory()
     check_config(config)
     budget.check_budget(config.model, config.budget)
     workdir.check(path, config)

@@ -223,7 +223,9 @@ def test_weights_with_a_config_out_of_range(refused, tmp_path, variables):
 def test_weights_of_another_network_name_the_tensor(refused, tmp_path, variables):
     path = write(tmp_path / "w", variables, ["--config.model.widths=(8,8,8,12)"])
     line = refused("evaluate", "--weights", path)
-    assert "tensor batch_stats/c4_sep" in line and "got float32 (16,), expected float32 (12,)" in line and "another network" in line
+    assert (
+        "tensor batch_stats/c4_sep" in line and "got float32 (16,), expected float32 (12,)" in line and "another network" in line
+    )
 
 
 @pytest.mark.parametrize("key", ["missing", "extra"])
@@ -232,7 +234,10 @@ def test_weights_with_a_tensor_too_few_or_too_many(refused, tmp_path, variables,
     if key == "missing":
         head = {"bias": head["bias"]}
     path = write(tmp_path / "w", variables | {"params": variables["params"] | {"head": head}})
-    said = {"missing": "head/kernel: got nothing, expected float32 (16, 10)", "extra": "head/scale: got float32 (2,), expected nothing"}
+    said = {
+        "missing": "head/kernel: got nothing, expected float32 (16, 10)",
+        "extra": "head/scale: got float32 (2,), expected nothing",
+    }
     assert said[key] in refused("evaluate", "--weights", path)
 
 
