@@ -116,8 +116,8 @@ def train_epoch(step, loader, device):
     return loss.item() / examples, correct.item() / examples, examples, wait
 
 
-def train(config, path: pathlib.Path):
-    """Trains in the empty or new folder `path`; returns what result.json holds."""
+def check(config, path: pathlib.Path) -> None:
+    """Raises InputError for a config that is invalid or over budget, or a folder that is not empty."""
     check_config(config)
     parameters = sum(p.numel() for p in create_model(config.model).parameters())
     if parameters >= config.budget.parameters:
@@ -127,10 +127,15 @@ def train(config, path: pathlib.Path):
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"--workdir: got {path}, which is no empty folder; name a new one: the baseline does not resume")
+
+
+def train(config, path: pathlib.Path):
+    """Trains in the empty or new folder `path`; returns what result.json holds."""
+    check(config, path)
     dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
-    watched, split = (held_out, "validation") if len(held_out) else (dataset.test, "test")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", {"format_version": 1, "config": to_json(config), "framework": "pytorch"})
     torch.manual_seed(config.seed)
     loader = make_train_loader(
         kept,
@@ -141,51 +146,55 @@ def train(config, path: pathlib.Path):
         seed=config.seed,
         workers=config.data.workers,
     )
+    with RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=len(loader)) as log:
+        counts, model = run_epochs(config, dataset, held_out, loader, log)
+    return write_result(path, config, dataset, counts, log.rows, model)
+
+
+def run_epochs(config, dataset, held_out, loader, log: RunLog):
+    """Every epoch, with a row each. Returns (counts of the test set, the model that made them)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    watched, split = (held_out, "validation") if len(held_out) else (dataset.test, "test")
     model = create_model(config.model).to(device)
     optimizer = make_optimizer(model, config.optim, config.schedule.learning_rate)
     scheduler = make_scheduler(optimizer, config.schedule, config.train.epochs * len(loader))
     ema = make_ema(model, config.ema.decay)
-    autocast = torch.bfloat16 if config.model.dtype == "bfloat16" else None
     final = ema.module if ema else model
+    autocast = torch.bfloat16 if config.model.dtype == "bfloat16" else None
+    options = {"label_smoothing": config.train.label_smoothing, "autocast": autocast}
 
     def step(images, labels):
-        sums = train_step(
-            model, optimizer, scheduler, images, labels, label_smoothing=config.train.label_smoothing, autocast=autocast
-        )
+        sums = train_step(model, optimizer, scheduler, images, labels, **options)
         if ema:
             ema.update_parameters(model)
         return sums
 
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"format_version": 1, "config": to_json(config), "framework": "pytorch"})
-    with RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=len(loader)) as log:
-        for epoch in range(1, config.train.epochs + 1):
-            began = time.perf_counter()
-            loader.sampler.set_epoch(epoch)
-            model.train()
-            loss, accuracy, examples, wait = train_epoch(step, loader, device)
-            trained = time.perf_counter()
-            last_rate = scheduler.base_lrs[0] * scheduler.lr_lambdas[0](epoch * len(loader) - 1)
-            counts = evaluate(final, watched, dataset.mean, dataset.std, device)
-            row = {
-                "epoch": epoch,
-                "step": epoch * len(loader),
-                "learning_rate": last_rate,
-                "train_loss": loss,
-                "train_accuracy": accuracy,
-                "eval_split": split,
-                "eval_loss": counts["loss"],
-                "eval_accuracy": counts["accuracy"],
-                "eval_correct": counts["correct"],
-                "eval_examples": counts["examples"],
-                "seconds": time.perf_counter() - began,
-                "images_per_second": examples / (trained - began),
-                "input_wait_fraction": wait / (trained - began),
-            }
-            log.write(row, row["seconds"] * (config.train.epochs - epoch))
+    for epoch in range(1, config.train.epochs + 1):
+        began = time.perf_counter()
+        loader.sampler.set_epoch(epoch)
+        model.train()
+        loss, accuracy, examples, wait = train_epoch(step, loader, device)
+        trained = time.perf_counter()
+        counts = evaluate(final, watched, dataset.mean, dataset.std, device)
+        row = {
+            "epoch": epoch,
+            "step": epoch * len(loader),
+            "learning_rate": scheduler.base_lrs[0] * scheduler.lr_lambdas[0](epoch * len(loader) - 1),
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "eval_split": split,
+            "eval_loss": counts["loss"],
+            "eval_accuracy": counts["accuracy"],
+            "eval_correct": counts["correct"],
+            "eval_examples": counts["examples"],
+            "seconds": time.perf_counter() - began,
+            "images_per_second": examples / (trained - began),
+            "input_wait_fraction": wait / (trained - began),
+        }
+        log.write(row, row["seconds"] * (config.train.epochs - epoch))
     if split != "test":
         counts = evaluate(final, dataset.test, dataset.mean, dataset.std, device)
-    return write_result(path, config, dataset, counts, log.rows, final)
+    return counts, final
 
 
 def write_result(path, config, dataset, counts, rows, model):

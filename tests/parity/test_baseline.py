@@ -44,7 +44,20 @@ def finished(tmp_path_factory):
     from baselines.train import main
 
     path = tmp_path_factory.mktemp("torch") / "run"
-    assert main(["--config", "configs/smoke.py", "--workdir", str(path), *TINY, "--config.data.num_validation=500"]) == 0
+    assert (
+        main(
+            [
+                "--config",
+                "configs/smoke.py",
+                "--workdir",
+                str(path),
+                *TINY,
+                "--config.data.num_validation=500",
+                "--config.ema.decay=0.9",
+            ]
+        )
+        == 0
+    )
     return path
 
 
@@ -77,6 +90,9 @@ def test_its_weights_get_the_same_images_right_in_jax(finished):
         (["--config", "configs/nothing.py"], "which cannot be read"),
         (["--config", "configs/smoke.py", "--config.train.epochz=3"], "did you mean --config.train.epochs?"),
         (["--config", "configs/smoke.py", "--config.train.epochs=0"], "train.epochs: got 0"),
+        (["--config", "configs/smoke.py", "--config.train.batch_size=6000"], "train.batch_size: got 6000"),
+        (["--config", "configs/smoke.py", "--config.model.num_classes=5"], "model.num_classes: got 5"),
+        (["--config", "configs/smoke.py", "--config.model.widths=(99,199,299,399)"], "expected fewer than 100,000"),
     ],
 )
 def test_bad_input_is_one_line_and_2(capsys, tmp_path, arguments, words):
