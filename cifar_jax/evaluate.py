@@ -53,11 +53,9 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
                 f"{override}: the config of trained weights is a fact, expected only --config.data.dir and --config.data.source"
             )
     found = load_weights(weights or str(pathlib.Path(directory, "weights.safetensors")))
-    config = found.config
     if directory:  # a run's folder knows where its data lay; a weights file, made to be shared, does not
-        data_dir = workdir.read_json(pathlib.Path(directory, "config.json"))["config"]["data"]["dir"]
-        overrides = [f"--config.data.dir={data_dir}", *overrides]
-    config = with_overrides(config, overrides)
+        overrides = [f"--config.data.dir={workdir.read_config(pathlib.Path(directory)).data.dir}", *overrides]
+    config = with_overrides(found.config, overrides)
     check_config(config)
     workdir.check_device()
     model = create_model(config.model)

@@ -66,11 +66,7 @@ def check(path: pathlib.Path, config) -> None:
     checkpoints = path / "checkpoints"
     if checkpoints.exists() and not checkpoints.is_dir():
         raise InputError(f"{checkpoints}: got a file, expected a folder; move it away or choose another --workdir")
-    try:
-        there = from_json(stored["config"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path / "config.json", error) from error
-    differing = [key for key in differing_keys(there, config) if not may_differ(key.split()[0])]
+    differing = [key for key in differing_keys(read_config(path), config) if not may_differ(key.split()[0])]
     if differing:
         raise InputError(
             f"--workdir: {path} holds a run made with another config: {', '.join(differing)}; "
@@ -88,6 +84,14 @@ def check_device() -> None:
             f"JAX finds no device ({reason}); JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: unset it, or install "
             "what it names, such as cifar_jax[cuda12]"
         ) from error
+
+
+def read_config(path: pathlib.Path):
+    """The config that a run was made with; raises InputError where config.json is missing or damaged."""
+    try:
+        return from_json(read_json(path / "config.json")["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path / "config.json", error) from error
 
 
 def create(path: pathlib.Path, config, data: str) -> None:

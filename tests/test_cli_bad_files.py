@@ -291,6 +291,17 @@ def test_weights_whose_normalization_is_none(refused, variables, tmp_path, chang
     assert "not a whole weights file" in refused("evaluate", "--weights", write(tmp_path / "w", variables, **changes))
 
 
+def test_a_finished_run_whose_config_is_gone(refused, tmp_path, variables):
+    config = read_config(SMOKE, TINY)
+    workdir.create(tmp_path / "run", config, "data")
+    counts = {"examples": 20, "correct": 2, "accuracy": 0.1, "loss": 2.3, "class_accuracy": [0.1] * 10}
+    row = {"seconds": 1.0, "train_loss": 2.3, "train_accuracy": 0.1}
+    workdir.write_result(tmp_path / "run", config, SMALL, counts, [row])
+    write(tmp_path / "run" / "weights.safetensors", variables)
+    (tmp_path / "run" / "config.json").unlink()
+    assert "config.json: got a damaged file" in refused("evaluate", "--workdir", tmp_path / "run")
+
+
 def test_the_good_weights_of_these_tests_are_accepted(weights, variables):
     found = load_weights(str(weights))
     check_variables(found.variables, variables, found.path)
