@@ -1,8 +1,9 @@
 """base with the variant `dilated`: no stride and, before GAP, no pooling; dilated kernels alone shrink the map.
 
 Command: python run.py --config configs/dilated.py
-Cost: 2 CPU cores (Xeon 2.6 GHz, quiet), 3 epochs: 6.0 minutes, 120 s an epoch. One GPU: not measured.
-Score: 69.82 % of the test images (6982 of 10,000) after 3 epochs, n = 1; its 16 epochs have not been trained yet.
+Cost: 2 CPU cores (Xeon 2.6 GHz), 16 epochs: 28 minutes, 102 s an epoch. One GPU: not measured.
+Score: 81.58 % of the test images (8,158 of 10,000), final epoch, n = 1: short of the assignment's 85 %, and still
+    underfitting (77.96 % of the augmented training images).
 """
 
 from configs import base
