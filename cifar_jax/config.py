@@ -32,6 +32,7 @@ CHOICES = {
     "model.variant": ("strided", "dilated", "mixed"),
     "model.head": ("dense", "pointwise"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.kernels": ("auto", "xla"),
     "data.source": ("auto", "tfds", "archive", "npm", "cache", "folder", "shapes"),
     "optim.name": ("sgd",),
     "schedule.name": ("one_cycle", "cosine", "constant"),
@@ -124,7 +125,8 @@ def to_json(config) -> dict:
 
 def from_json(values: dict) -> ConfigDict:
     """The inverse of to_json; lists become tuples, as config files write them."""
-    model = values["model"] | {"widths": tuple(values["model"]["widths"])}
+    older = {"kernels": "xla"}  # what files made before there was that key did
+    model = older | values["model"] | {"widths": tuple(values["model"]["widths"])}
     return ConfigDict(values | {"model": model}).lock()
 
 

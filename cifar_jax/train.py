@@ -16,7 +16,7 @@ from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import RunError
 from cifar_jax.evaluate import evaluate
 from cifar_jax.log import RunLog
-from cifar_jax.models import create_model
+from cifar_jax.models import create_model, why_not_native
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import create_state, final_variables
 from cifar_jax.steps import make_eval_step, make_train_step
@@ -177,8 +177,10 @@ def _seconds_left(rows, num_epochs: int) -> float:
 
 def _opening(config, path, dataset, *, kept: int, rows) -> str:
     device = jax.devices()[0]
+    reason = why_not_native(config.model)
+    kernels = f"without native kernels ({reason})" if reason else "with native kernels"
     resumed = f"; resuming after epoch {len(rows)}" if rows else ""
     return (
         f"Training {config.model.name}/{config.model.variant} on {kept} images from {dataset.source} for {config.train.epochs} "
-        f"epochs on {device.platform}, in {path}{resumed}"
+        f"epochs on {device.platform} {kernels}, in {path}{resumed}"
     )

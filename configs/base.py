@@ -21,6 +21,7 @@ def get_config():
             "num_classes": 10,
             "head": "dense",
             "dtype": "float32",
+            "kernels": "auto",  # native ones on a CPU with a C compiler; "xla": never
         }
     )
     config.data = ConfigDict({"source": "auto", "dir": "", "num_validation": 0, "workers": 1})

@@ -3,9 +3,10 @@
 A family gives a list of layers for the budget and a Flax module for the step; MODELS is the table of families.
 """
 
+import jax
 import jax.numpy as jnp
 
-from cifar_jax.models import c1c2c3c40
+from cifar_jax.models import blocks, c1c2c3c40, native
 from cifar_jax.models.layers import Layer
 
 MODELS = {"c1c2c3c40": c1c2c3c40}
@@ -16,8 +17,24 @@ def describe(model) -> tuple[Layer, ...]:
     return MODELS[model.name].VARIANTS[model.variant](*model.widths)
 
 
+def why_not_native(model) -> str:
+    """ "" where native/block.c trains the config's network on this machine, else what keeps it from that, in a few words."""
+    if model.kernels == "xla":
+        return "model.kernels is xla"
+    if jax.default_backend() != "cpu":
+        return f"they are for a CPU, not for {jax.default_backend()}"
+    if model.dtype not in blocks.REALS:
+        return f"they do not know {model.dtype}"
+    return native.register(blocks.REALS[model.dtype])
+
+
 def create_model(model, *, axis_name: str | None = None):
     """The Flax module, from the config's model section; axis_name: see steps.make_train_step."""
     return MODELS[model.name].Network(
-        describe(model), model.num_classes, head=model.head, dtype=jnp.dtype(model.dtype), axis_name=axis_name
+        describe(model),
+        model.num_classes,
+        head=model.head,
+        dtype=jnp.dtype(model.dtype),
+        axis_name=axis_name,
+        native=not why_not_native(model),
     )

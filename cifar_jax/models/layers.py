@@ -3,12 +3,14 @@ make_layer turns it into a Flax module.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax.models import ops
+from cifar_jax.models.blocks import Window, native_block
 from cifar_jax.models.norm import NormRelu
 
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")  # He et al. 2015
@@ -52,14 +54,19 @@ class Conv(nn.Module):
     layer: Layer
     dtype: Any
     axis_name: str | None
+    native: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
         kernel = self.param("conv", _kernel_init, (spec.kernel, spec.kernel, x.shape[-1], spec.features))
         kernel = kernel.astype(self.dtype)
-        x = ops.conv_dense(x, kernel, stride=spec.stride, dilation=spec.dilation, padding=spec.padding)
-        return NormRelu(self.axis_name, name="norm")(x, train=train)
+        norm = NormRelu(spec.features, self.axis_name, name="norm")
+        if train and self.native:
+            no_taps = jnp.zeros((spec.kernel, spec.kernel, x.shape[-1]), x.dtype)
+            matrix = kernel.reshape(-1, spec.features)
+            return norm(functools.partial(_native_block, spec, x, no_taps, matrix, False), train=True)
+        return norm(ops.conv_dense(x, kernel, **_window(spec)), train=train)
 
 
 class Separable(nn.Module):
@@ -68,20 +75,35 @@ class Separable(nn.Module):
     layer: Layer
     dtype: Any
     axis_name: str | None
+    native: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
-        kernel_dw = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1]))
-        kernel_pw = self.param("conv_pw", _kernel_init, (1, 1, x.shape[-1], spec.features))
-        y = ops.conv_depthwise(x, kernel_dw.astype(self.dtype), stride=spec.stride, dilation=spec.dilation, padding=spec.padding)
-        y = ops.conv_pointwise(y, kernel_pw.astype(self.dtype))
-        return NormRelu(self.axis_name, name="norm")(y, x if y.shape == x.shape else None, train=train)
+        kernel_dw = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1])).astype(self.dtype)
+        kernel_pw = self.param("conv_pw", _kernel_init, (1, 1, x.shape[-1], spec.features)).astype(self.dtype)
+        size = (spec.output_size(x.shape[1]), spec.output_size(x.shape[2]), spec.features)
+        shortcut = size == x.shape[1:]
+        norm = NormRelu(spec.features, self.axis_name, name="norm")
+        if train and self.native:
+            block = functools.partial(_native_block, spec, x, kernel_dw[:, :, 0], kernel_pw[0, 0], shortcut)
+            return norm(block, train=True)
+        y = ops.conv_pointwise(ops.conv_depthwise(x, kernel_dw, **_window(spec)), kernel_pw)
+        return norm(y, x if shortcut else None, train=train)
+
+
+def _window(spec: Layer) -> dict:
+    return {"stride": spec.stride, "dilation": spec.dilation, "padding": spec.padding}
+
+
+def _native_block(spec, x, taps, matrix, shortcut, scale, bias, axis_name):
+    window = Window(spec.kernel, spec.stride, spec.dilation, spec.padding, spec.kind == "separable")
+    return native_block(x, taps, matrix, scale.astype(x.dtype), bias.astype(x.dtype), window, shortcut, axis_name)
 
 
 MODULES = {"conv": Conv, "separable": Separable}
 
 
-def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None) -> nn.Module:
-    """The Flax module of a description."""
-    return MODULES[layer.kind](layer, dtype, axis_name, name=layer.name)
+def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None, native: bool = False) -> nn.Module:
+    """The Flax module of a description; native: train with native/block.c, on a CPU."""
+    return MODULES[layer.kind](layer, dtype, axis_name, native, name=layer.name)

@@ -66,22 +66,25 @@ norm_relu.defvjp(_norm_relu_forward, _norm_relu_backward)
 
 
 class NormRelu(nn.Module):
-    """Batch normalization - plus shortcut - relu, with running statistics in the collection batch_stats."""
+    """Batch normalization - plus shortcut - relu, with running statistics in the collection batch_stats.
 
+    x: (b, h, w, features), or in training a function (scale, bias, axis_name) -> (y, mean, var) that makes it on the way.
+    """
+
+    features: int
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, shortcut=None, *, train: bool):
-        features = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        scale = self.param("scale", nn.initializers.ones, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         if not train:
             gain = scale * lax.rsqrt(running_var.value + EPSILON)
             return _affine_relu(x, gain, bias - running_mean.value * gain, shortcut)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, mean, var = norm_relu(x, scale, bias, shortcut, axis_name)
+        y, mean, var = x(scale, bias, axis_name) if callable(x) else norm_relu(x, scale, bias, shortcut, axis_name)
         if not self.is_initializing():
             running_mean.value += (1 - MOMENTUM) * (mean - running_mean.value)
             running_var.value += (1 - MOMENTUM) * (var - running_var.value)

@@ -124,7 +124,7 @@ def test_training_equals_flax_batch_norm_and_relu():
     flax = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)
     expected, updated = flax.apply({"params": params, "batch_stats": running}, x, mutable=["batch_stats"])
     variables = {"params": params, "batch_stats": running}
-    y, ours = NormRelu().apply(variables, x, train=True, mutable=["batch_stats"])
+    y, ours = NormRelu(SHAPE[-1]).apply(variables, x, train=True, mutable=["batch_stats"])
     # float32 sums in another order
     chex.assert_trees_all_close((y, ours), (nn.relu(expected), updated), rtol=1e-5, atol=1e-5)
 
@@ -132,7 +132,7 @@ def test_training_equals_flax_batch_norm_and_relu():
 def test_evaluation_uses_the_running_statistics():
     (x, scale, bias, shortcut), _ = draw_arrays("float32", True)
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": bias, "var": scale}}
-    y, updated = NormRelu().apply(variables, x, shortcut, train=False, mutable=["batch_stats"])
+    y, updated = NormRelu(SHAPE[-1]).apply(variables, x, shortcut, train=False, mutable=["batch_stats"])
     expected = nn.relu(scale * (x - bias) / jnp.sqrt(scale + EPSILON) + bias + shortcut)
     chex.assert_trees_all_close(y, expected, rtol=1e-5, atol=1e-5)  # float32, written in another order
     chex.assert_trees_all_equal(updated["batch_stats"], variables["batch_stats"])
@@ -140,7 +140,7 @@ def test_evaluation_uses_the_running_statistics():
 
 def test_initializing_leaves_the_running_statistics_alone():
     (x, *_), _ = draw_arrays("float32", False)
-    stats = NormRelu(axis_name="batch").init(jax.random.key(0), x, train=True)["batch_stats"]
+    stats = NormRelu(SHAPE[-1], "batch").init(jax.random.key(0), x, train=True)["batch_stats"]
     chex.assert_trees_all_equal(stats, {"mean": jnp.zeros(SHAPE[-1]), "var": jnp.ones(SHAPE[-1])})
 
 

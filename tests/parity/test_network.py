@@ -14,7 +14,18 @@ from cifar_jax import budget, port
 from cifar_jax.losses import cross_entropy
 from cifar_jax.models.c1c2c3c40 import VARIANTS
 from cifar_jax.models.norm import MOMENTUM
-from tests.parity.twins import ALL_VARIANTS, BATCH, distance, draw_batches, flatten, make_twins, model_section, to_torch, torch
+from tests.parity.twins import (
+    ALL_VARIANTS,
+    BATCH,
+    EITHER_KERNELS,
+    distance,
+    draw_batches,
+    flatten,
+    make_twins,
+    model_section,
+    to_torch,
+    torch,
+)
 
 BOUND = 1e-11
 SMOOTHING = 0.1
@@ -27,9 +38,9 @@ def float64():
 
 
 @functools.cache
-def training_pass(variant):
+def training_pass(variant, kernels):
     """(twins, batch, {logits, losses, grads, batch_stats} of ours)."""
-    twins, (batch,) = make_twins(variant), draw_batches(1)
+    twins, (batch,) = make_twins(variant, kernels=kernels), draw_batches(1)
 
     @jax.jit
     def run(variables, batch):
@@ -66,17 +77,19 @@ def test_logits_in_evaluation(variant, head):
     assert distance(apply(twins.variables, batch["image"], train=False), expected) < BOUND
 
 
+@EITHER_KERNELS
 @ALL_VARIANTS
-def test_logits_and_smoothed_losses_in_training(variant):
-    twins, batch, ours = training_pass(variant)
+def test_logits_and_smoothed_losses_in_training(variant, kernels):
+    twins, batch, ours = training_pass(variant, kernels)
     logits, losses = torch_pass(twins, batch)
     assert distance(ours["logits"], logits) < BOUND
     assert distance(ours["losses"], losses) < BOUND
 
 
+@EITHER_KERNELS
 @ALL_VARIANTS
-def test_gradient_of_every_parameter(variant):
-    twins, batch, ours = training_pass(variant)
+def test_gradient_of_every_parameter(variant, kernels):
+    twins, batch, ours = training_pass(variant, kernels)
     torch_pass(twins, batch)
     gradients = {name: p.grad.numpy() for name, p in twins.torch_model.named_parameters()}
     buffers = {name: b.numpy() for name, b in twins.torch_model.named_buffers()}
@@ -87,10 +100,11 @@ def test_gradient_of_every_parameter(variant):
     assert max(distances.values()) < BOUND, distances
 
 
+@EITHER_KERNELS
 @ALL_VARIANTS
-def test_running_statistics_after_a_step(variant):
+def test_running_statistics_after_a_step(variant, kernels):
     """PyTorch's running variance is unbiased, n / (n - 1) of the batch's; the initial one is drawn the same."""
-    twins, batch, ours = training_pass(variant)
+    twins, batch, ours = training_pass(variant, kernels)
     twins = make_twins(variant)
     torch_pass(twins, batch)
     expected = flatten(port.from_state_dict(twins.torch_model.state_dict(), twins.config)["batch_stats"])

@@ -9,7 +9,7 @@ from cifar_jax import port
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import TrainState
 from cifar_jax.steps import make_train_step
-from tests.parity.twins import ALL_VARIANTS, distance, draw_batches, flatten, make_twins, to_torch, torch
+from tests.parity.twins import ALL_VARIANTS, EITHER_KERNELS, distance, draw_batches, flatten, make_twins, to_torch, torch
 
 NUM_STEPS = 20
 OPTIM = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01})
@@ -39,11 +39,12 @@ def torch_run(twins, batches, num_steps=NUM_STEPS):
         yield flatten({"params": port.from_state_dict(model.state_dict(), twins.config)["params"]})
 
 
+@EITHER_KERNELS
 @ALL_VARIANTS
-def test_twenty_steps_in_float64(variant):
+def test_twenty_steps_in_float64(variant, kernels):
     """1e-8 of a tensor's largest number, at every step: float64's 1e-16 may grow a little with each update."""
     with jax.enable_x64(True):
-        twins, batches = make_twins(variant), draw_batches(NUM_STEPS)
+        twins, batches = make_twins(variant, kernels=kernels), draw_batches(NUM_STEPS)
         steps = 0
         for ours, theirs in zip(our_run(twins, batches), torch_run(twins, batches), strict=True):
             steps += 1
@@ -80,14 +81,15 @@ def test_the_average_of_weights_and_means():
         assert min(distance(ours[key], newest[key]) for key in newest) > 1e-5  # an average, not the newest
 
 
+@EITHER_KERNELS
 @ALL_VARIANTS
-def test_one_step_in_float32_is_as_near_to_float64_as_pytorch(variant):
+def test_one_step_in_float32_is_as_near_to_float64_as_pytorch(variant, kernels):
     """Both sides round; ours may be no further from float64 than four times PyTorch's distance, on the whole."""
     (batch,) = draw_batches(1)
     small = {"image": batch["image"].astype(np.float32), "label": batch["label"]}
     wide = {"image": small["image"].astype(np.float64), "label": batch["label"]}
     with jax.enable_x64(True):
-        twins = make_twins(variant, np.float32)
+        twins = make_twins(variant, np.float32, kernels)
         exact = make_twins(variant, np.float64)
         exact.variables = jax.tree.map(lambda x: x.astype(np.float64), twins.variables)
         (truth,) = our_run(exact, [wide], num_steps=4)

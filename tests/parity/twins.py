@@ -11,11 +11,14 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cifar_jax import port
+from cifar_jax.models import blocks, native
 from cifar_jax.models.c1c2c3c40 import VARIANTS, Network
 from configs import base
 
 torch = pytest.importorskip("torch")
 
+KERNELS = ("xla", "native") if native.find_compiler() else ("xla",)
+EITHER_KERNELS = pytest.mark.parametrize("kernels", KERNELS)
 ALL_VARIANTS = pytest.mark.parametrize("variant", VARIANTS)
 BATCH = 6
 
@@ -35,12 +38,15 @@ class Twins:
     torch_model: Any
 
 
-def make_twins(variant: str, dtype=np.float64, **changes) -> Twins:
-    """Twins in float64 or float32, from random numbers of which no tensor is trivial; call it under jax.enable_x64."""
+def make_twins(variant: str, dtype=np.float64, kernels="xla", **changes) -> Twins:
+    """Twins in float64 or float32, from random numbers of which no tensor is trivial; call it under
+    jax.enable_x64. kernels: what trains the Flax side."""
     from baselines.model import create_model
 
     config = model_section(variant, **changes)
-    network = Network(VARIANTS[variant](*config.widths), config.num_classes, config.head, dtype)
+    if kernels == "native":
+        assert not native.register(blocks.REALS[np.dtype(dtype).name])
+    network = Network(VARIANTS[variant](*config.widths), config.num_classes, config.head, dtype, native=kernels == "native")
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     rng = np.random.default_rng(0)
 

@@ -1,0 +1,82 @@
+"""The functions of native/block.c, compiled for this machine on first use and registered with XLA as `cifar_jax_*` calls.
+
+A compiler is $CC, cc, gcc, clang or the one in the package ziglang (pip install ziglang). Where there is none the networks
+are computed by XLA alone: the same numbers up to rounding, at half the speed on a CPU.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+
+SOURCES = Path(__file__).parent / "native"
+FUNCTIONS = ("block_forward", "relu_sums", "block_backward")
+# Sums may be taken in any order. Not -ffast-math: a library linked so makes its process round small numbers to zero.
+ORDER = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", *ORDER, "-fPIC", "-shared")
+
+
+def find_compiler() -> list[str] | None:
+    """The command of a C compiler, or None."""
+    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        if name and shutil.which(name.split()[0]):
+            return name.split()
+    return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else None
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(next(line for line in lines if line.startswith(key)) for key in ("model name", "flags"))
+    except (OSError, StopIteration):
+        return platform.processor() + platform.machine()
+
+
+def build(real: str, cache: Path) -> Path:
+    """Compiles native/ for numbers of type `real` ("float" or "double"), unless the cache holds it; returns the library.
+
+    Raises OSError or subprocess.SubprocessError where that fails.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise FileNotFoundError("no C compiler; install one, or `pip install ziglang`")
+    command = [*compiler, *FLAGS, f"-DREAL={real}", f"-I{jax.ffi.include_dir()}", str(SOURCES / "block.c")]
+    parts = [*map(str, command), jaxlib.__version__, _cpu(), *(p.read_text() for p in sorted(SOURCES.iterdir()))]
+    library = cache / f"block-{real}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            output = Path(folder) / "block.so"
+            subprocess.run([*command, "-o", output], check=True, capture_output=True, text=True)
+            output.rename(library)  # at once: another process may be looking for it
+    return library
+
+
+def _cache() -> Path:
+    root = os.environ.get("CIFAR_JAX_CACHE") or Path.home() / ".cache" / "cifar_jax"
+    return Path(root) / "native"
+
+
+@functools.cache
+def register(real: str) -> str:
+    """Makes the calls `cifar_jax_FUNCTION_REAL` known to XLA. Returns what went wrong, in one line, or ""."""
+    try:
+        library = ctypes.CDLL(str(build(real, _cache())))
+    except subprocess.CalledProcessError as error:
+        return f"{error.cmd[0]} failed: {(error.stderr or '').strip().splitlines()[:1]}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    for name in FUNCTIONS:
+        jax.ffi.register_ffi_target(f"cifar_jax_{name}_{real}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return ""

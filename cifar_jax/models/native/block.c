@@ -1,0 +1,317 @@
+// A convolution with the batch statistics of its output, and its gradient through normalization, shortcut and relu, as
+// calls from XLA. An image is worked on as a whole: what lies between input and output stays in cache.
+//
+// The images are dealt into GROUPS groups, whatever the number of threads, and each group's sums are added in their order:
+// the result is the same, bit by bit, on any number of threads.
+
+#include "fronts.h"
+#include "gemm.h"
+#include "threads.h"
+
+enum { GROUPS = 32 };
+
+static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// --- What XLA hands over ------------------------------------------------------------------------------------------
+
+// The first call asks for the version this was built for.
+static int asks_version(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+static const REAL* argument(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->args.args[i])->data; }
+static const int64_t* argument_shape(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->args.args[i])->dims; }
+static REAL* result(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->rets.rets[i])->data; }
+static const int64_t* result_shape(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->rets.rets[i])->dims; }
+
+static int64_t attribute(const XLA_FFI_CallFrame* frame, const char* name) {
+  for (int64_t i = 0; i < frame->attrs.size; i++) {
+    const XLA_FFI_ByteSpan* span = frame->attrs.names[i];
+    if (span->len == strlen(name) && !memcmp(span->ptr, name, span->len))
+      return *(int64_t*)((XLA_FFI_Scalar*)frame->attrs.attrs[i])->value;
+  }
+  abort();  // block.py passes them all
+}
+
+// x: shape of the input, y: of the output.
+static Geometry make_geometry(const XLA_FFI_CallFrame* frame, const int64_t* x, const int64_t* y) {
+  Geometry g = {.batch = x[0], .height = x[1], .width = x[2], .channels = x[3],
+                .rows = y[1], .cols = y[2], .features = y[3],
+                .kernel = attribute(frame, "kernel"), .stride = attribute(frame, "stride"),
+                .dilation = attribute(frame, "dilation"), .padding = attribute(frame, "padding"),
+                .depthwise = attribute(frame, "depthwise")};
+  g.depth = g.depthwise ? g.channels : g.kernel * g.kernel * g.channels;
+  g.pixel = g.depthwise ? padded(g.channels) : g.channels;
+  g.line = (g.width + 2 * g.padding) * g.pixel;
+  g.image = (g.height + 2 * g.padding) * g.line;
+  g.positions = g.rows * g.cols;
+  g.depth_width = padded(g.depth);
+  g.feature_width = padded(g.features);
+  return g;
+}
+
+// --- Weights, laid out for the loops: rows of whole vectors, zeros at their ends -----------------------------------
+
+// matrix (m x n) -> (m x width)
+static REAL* widen(const REAL* matrix, int64_t m, int64_t n, int64_t width) {
+  REAL* wide = calloc(m * width, sizeof(REAL));
+  for (int64_t i = 0; i < m; i++) memcpy(wide + i * width, matrix + i * n, n * sizeof(REAL));
+  return wide;
+}
+
+// matrix (m x n) -> its transpose (n x width)
+static REAL* transpose(const REAL* matrix, int64_t m, int64_t n, int64_t width) {
+  REAL* turned = calloc(n * width, sizeof(REAL));
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) turned[j * width + i] = matrix[i * n + j];
+  return turned;
+}
+
+static void make_windows(const Geometry* g, const REAL* x, const REAL* taps, REAL* image, REAL* windows) {
+  pad_image(g, x, image);
+  if (g->depthwise)
+    depthwise(g, image, taps, windows);
+  else
+    unfold(g, image, windows);
+}
+
+// --- Forward: y = windows(x) matrix, with the mean and variance of each feature -------------------------------------
+
+typedef struct {
+  Geometry g;
+  const REAL *x, *taps, *matrix;
+  REAL* y;
+  double* moments;  // of each group: mean, then sum of squared deviations
+} Forward;
+
+// Copies an image's output out of scratch and merges its moments into the group's, as Chan et al. (1983) do.
+static void write_output(const Geometry* g, const REAL* from, REAL* y, REAL* sums, double* moments, int64_t earlier) {
+  REAL* squares = sums + g->feature_width;
+  memset(sums, 0, 2 * g->feature_width * sizeof(REAL));
+  for (int64_t p = 0; p < g->positions; p++) {
+    const REAL* row = from + p * g->feature_width;
+    for (int64_t f = 0; f < g->feature_width; f += LANES) {
+      const Vector shifted = load(row + f) - load(from + f);  // from the first position: no cancellation
+      store(sums + f, load(sums + f) + shifted);
+      store(squares + f, load(squares + f) + shifted * shifted);
+    }
+    memcpy(y + p * g->features, row, g->features * sizeof(REAL));
+  }
+  const double count = g->positions, total = count + earlier;
+  for (int64_t f = 0; f < g->features; f++) {
+    const double shift = sums[f] / count, delta = from[f] + shift - moments[f];
+    moments[f] += delta * count / total;
+    moments[g->features + f] += squares[f] - sums[f] * shift + delta * delta * earlier * count / total;
+  }
+}
+
+static void forward_group(void* context, int64_t group) {
+  const Forward* f = context;
+  const Geometry* g = &f->g;
+  const int64_t groups = min(GROUPS, g->batch);
+  REAL* image = scratch(g->image + g->positions * (g->depth_width + g->feature_width) + 2 * g->feature_width);
+  REAL* windows = image + g->image;
+  REAL* out = windows + g->positions * g->depth_width;
+  REAL* sums = out + g->positions * g->feature_width;
+  double* moments = f->moments + group * 2 * g->features;
+  int64_t earlier = 0;
+  for (int64_t n = group * g->batch / groups; n < (group + 1) * g->batch / groups; n++, earlier += g->positions) {
+    make_windows(g, f->x + n * g->height * g->width * g->channels, f->taps, image, windows);
+    gemm(g->positions, g->feature_width, g->depth, windows, g->depth_width, 1, f->matrix, g->feature_width, out,
+         g->feature_width, 0);
+    write_output(g, out, f->y + n * g->positions * g->features, sums, moments, earlier);
+  }
+}
+
+// (x, taps, matrix) -> (y, moments: mean and variance)
+XLA_FFI_Error* block_forward(XLA_FFI_CallFrame* frame) {
+  if (asks_version(frame)) return NULL;
+  Forward f = {make_geometry(frame, argument_shape(frame, 0), result_shape(frame, 0)), argument(frame, 0)};
+  const Geometry* g = &f.g;
+  const int64_t groups = min(GROUPS, g->batch), features = g->features;
+  REAL* taps = widen(argument(frame, 1), g->kernel * g->kernel, g->channels, g->pixel);
+  REAL* matrix = widen(argument(frame, 2), g->depth, features, g->feature_width);
+  f.taps = taps, f.matrix = matrix, f.y = result(frame, 0);
+  f.moments = calloc(groups * 2 * features, sizeof(double));
+  parallel(frame, groups, forward_group, &f);
+  for (int64_t i = 0; i < features; i++) {
+    double mean = 0, squares = 0, earlier = 0;
+    for (int64_t group = 0; group < groups; group++) {
+      const double* moments = f.moments + group * 2 * features;
+      const double count = ((group + 1) * g->batch / groups - group * g->batch / groups) * g->positions;
+      const double delta = moments[i] - mean, total = earlier + count;
+      mean += delta * count / total;
+      squares += moments[features + i] + delta * delta * earlier * count / total;
+      earlier = total;
+    }
+    result(frame, 1)[i] = mean;
+    result(frame, 1)[features + i] = squares / earlier;
+  }
+  free(f.moments), free(matrix), free(taps);
+  return NULL;
+}
+
+// --- Backward through relu: grad where y * gain + offset + shortcut > 0 ---------------------------------------------
+
+typedef struct {
+  int64_t batch, positions, features;
+  const REAL *grad, *y, *shortcut, *affine;  // affine: gain, offset, mean
+  double* sums;                              // of each group: masked grad, masked grad * (y - mean)
+} Reduction;
+
+INLINE REAL masked(REAL grad, REAL y, REAL gain, REAL offset, REAL shortcut) {
+  return y * gain + offset + shortcut > 0 ? grad : 0;
+}
+
+static void reduce_group(void* context, int64_t group) {
+  const Reduction* r = context;
+  const int64_t groups = min(GROUPS, r->batch), features = r->features;
+  const REAL *gain = r->affine, *offset = gain + features, *mean = offset + features;
+  REAL* restrict plain = scratch(2 * features);
+  REAL* restrict product = plain + features;
+  double* sums = r->sums + group * 2 * features;
+  for (int64_t n = group * r->batch / groups; n < (group + 1) * r->batch / groups; n++) {
+    memset(plain, 0, 2 * features * sizeof(REAL));
+    for (int64_t p = n * r->positions; p < (n + 1) * r->positions; p++) {
+      const REAL *grad = r->grad + p * features, *y = r->y + p * features, *shortcut = r->shortcut + p * features;
+      if (r->shortcut)
+        for (int64_t f = 0; f < features; f++) {
+          const REAL value = masked(grad[f], y[f], gain[f], offset[f], shortcut[f]);
+          plain[f] += value, product[f] += value * (y[f] - mean[f]);
+        }
+      else
+        for (int64_t f = 0; f < features; f++) {
+          const REAL value = masked(grad[f], y[f], gain[f], offset[f], 0);
+          plain[f] += value, product[f] += value * (y[f] - mean[f]);
+        }
+    }
+    for (int64_t f = 0; f < 2 * features; f++) sums[f] += plain[f];
+  }
+}
+
+// (grad, y, affine[, shortcut]) -> (sums of masked grad and of masked grad * (y - mean))
+XLA_FFI_Error* relu_sums(XLA_FFI_CallFrame* frame) {
+  if (asks_version(frame)) return NULL;
+  const int64_t* shape = argument_shape(frame, 1);
+  Reduction r = {shape[0], shape[1] * shape[2], shape[3], argument(frame, 0), argument(frame, 1),
+                 frame->args.size > 3 ? argument(frame, 3) : NULL, argument(frame, 2)};
+  const int64_t groups = min(GROUPS, r.batch);
+  r.sums = calloc(groups * 2 * r.features, sizeof(double));
+  parallel(frame, groups, reduce_group, &r);
+  for (int64_t f = 0; f < 2 * r.features; f++) {
+    double sum = 0;
+    for (int64_t group = 0; group < groups; group++) sum += r.sums[group * 2 * r.features + f];
+    result(frame, 0)[f] = sum;
+  }
+  free(r.sums);
+  return NULL;
+}
+
+// --- Backward through normalization and convolution -----------------------------------------------------------------
+
+typedef struct {
+  Geometry g;
+  int has_shortcut, wants_x;
+  const REAL *grad, *y, *x, *affine, *taps, *turned;  // affine: gain, offset; then the gradient of y as a, b, c
+  REAL *x_grad, *sums;                                // sums of each group: gradient of the matrix, then of the taps
+} Backward;
+
+// Gradient of y = a * masked grad + b * y + c, into scratch.
+static void normalization_backward(const Backward* b, int64_t n, REAL* to) {
+  const Geometry* g = &b->g;
+  const int64_t features = g->features;
+  const REAL *gain = b->affine, *offset = gain + features, *scale = offset + features, *slope = scale + features,
+             *constant = slope + features;
+  const int64_t first = n * g->positions * features;
+  for (int64_t p = 0; p < g->positions; p++, to += g->feature_width) {
+    const REAL *grad = b->grad + first + p * features, *y = b->y + first + p * features, *shortcut = b->x + first + p * features;
+    REAL* restrict row = to;
+    if (b->has_shortcut)
+      for (int64_t f = 0; f < features; f++)
+        row[f] = scale[f] * masked(grad[f], y[f], gain[f], offset[f], shortcut[f]) + slope[f] * y[f] + constant[f];
+    else
+      for (int64_t f = 0; f < features; f++)
+        row[f] = scale[f] * masked(grad[f], y[f], gain[f], offset[f], 0) + slope[f] * y[f] + constant[f];
+    for (int64_t f = features; f < g->feature_width; f++) row[f] = 0;
+  }
+}
+
+// The gradient of an image out of scratch, plus what came by the shortcut.
+static void write_x_grad(const Backward* b, int64_t n, const REAL* image_grad) {
+  const Geometry* g = &b->g;
+  const int64_t c = g->channels, first = n * g->height * g->width * c;
+  const REAL *gain = b->affine, *offset = gain + c;  // of as many features as channels where there is a shortcut
+  for (int64_t i = 0; i < g->height; i++)
+    for (int64_t j = 0; j < g->width; j++) {
+      const REAL* from = image_grad + (i + g->padding) * g->line + (j + g->padding) * g->pixel;
+      const int64_t at = first + (i * g->width + j) * c;
+      REAL* restrict to = b->x_grad + at;
+      const REAL *grad = b->grad + at, *y = b->y + at, *x = b->x + at;
+      if (b->has_shortcut)
+        for (int64_t f = 0; f < c; f++) to[f] = from[f] + masked(grad[f], y[f], gain[f], offset[f], x[f]);
+      else
+        memcpy(to, from, c * sizeof(REAL));
+    }
+}
+
+static void backward_group(void* context, int64_t group) {
+  const Backward* b = context;
+  const Geometry* g = &b->g;
+  const int64_t groups = min(GROUPS, g->batch), windows_size = g->positions * g->depth_width;
+  REAL* image = scratch(2 * g->image + 2 * windows_size + g->positions * g->feature_width);
+  REAL* windows = image + g->image;
+  REAL* y_grad = windows + windows_size;
+  REAL* windows_grad = y_grad + g->positions * g->feature_width;
+  REAL* image_grad = windows_grad + windows_size;
+  REAL* matrix_grad = b->sums + group * (g->depth * g->feature_width + g->kernel * g->kernel * g->pixel);
+  REAL* taps_grad = matrix_grad + g->depth * g->feature_width;
+  for (int64_t n = group * g->batch / groups; n < (group + 1) * g->batch / groups; n++) {
+    make_windows(g, b->x + n * g->height * g->width * g->channels, b->taps, image, windows);
+    normalization_backward(b, n, y_grad);
+    gemm(g->depth, g->feature_width, g->positions, windows, 1, g->depth_width, y_grad, g->feature_width, matrix_grad,
+         g->feature_width, 1);
+    if (!b->wants_x && !g->depthwise) continue;
+    gemm(g->positions, g->depth_width, g->features, y_grad, g->feature_width, 1, b->turned, g->depth_width, windows_grad,
+         g->depth_width, 0);
+    memset(image_grad, 0, g->image * sizeof(REAL));
+    if (g->depthwise)
+      depthwise_backward(g, image, b->taps, windows_grad, taps_grad, b->wants_x ? image_grad : NULL);
+    else
+      unfold_backward(g, windows_grad, image_grad);
+    if (b->wants_x) write_x_grad(b, n, image_grad);
+  }
+}
+
+// Adds the groups' sums: rows of `width` numbers, of which n count.
+static void add_groups(REAL* to, const REAL* sums, int64_t groups, int64_t apart, int64_t m, int64_t n, int64_t width) {
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) {
+      REAL sum = 0;
+      for (int64_t group = 0; group < groups; group++) sum += sums[group * apart + i * width + j];
+      to[i * n + j] = sum;
+    }
+}
+
+// (grad, y, x, affine, taps, matrix) -> (gradients of the matrix, the taps and, where the attribute asks for it, x)
+XLA_FFI_Error* block_backward(XLA_FFI_CallFrame* frame) {
+  if (asks_version(frame)) return NULL;
+  Backward b = {make_geometry(frame, argument_shape(frame, 2), argument_shape(frame, 1)), attribute(frame, "shortcut"),
+                frame->rets.size > 2, argument(frame, 0), argument(frame, 1), argument(frame, 2), argument(frame, 3)};
+  const Geometry* g = &b.g;
+  const int64_t groups = min(GROUPS, g->batch), taps_count = g->kernel * g->kernel;
+  const int64_t apart = g->depth * g->feature_width + taps_count * g->pixel;
+  REAL* taps = widen(argument(frame, 4), taps_count, g->channels, g->pixel);
+  REAL* turned = transpose(argument(frame, 5), g->depth, g->features, g->depth_width);
+  b.taps = taps, b.turned = turned, b.x_grad = b.wants_x ? result(frame, 2) : NULL;
+  b.sums = calloc(groups * apart, sizeof(REAL));
+  parallel(frame, groups, backward_group, &b);
+  add_groups(result(frame, 0), b.sums, groups, apart, g->depth, g->features, g->feature_width);
+  add_groups(result(frame, 1), b.sums + g->depth * g->feature_width, groups, apart, taps_count, g->channels, g->pixel);
+  free(b.sums), free(turned), free(taps);
+  return NULL;
+}

@@ -1,0 +1,34 @@
+// Numbers and vectors: REAL is float unless the build says double; a Vector is the widest the machine adds at once.
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef REAL
+#define REAL float
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define TILE_ROWS 12  // 24 sums, 2 columns: 26 of 32 registers
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6  // 12 sums, 2 columns: 14 of 16 registers
+#else
+#define VECTOR_BYTES 16
+#define TILE_ROWS 6
+#endif
+
+#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+#define INLINE static inline __attribute__((always_inline))
+
+// Aligned like its elements: loads and stores may start anywhere.
+typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+
+INLINE Vector load(const REAL* from) { return *(const Vector*)from; }
+INLINE void store(REAL* to, Vector value) { *(Vector*)to = value; }
+INLINE Vector splat(REAL value) { return value - (Vector){0}; }
+
+// Channels rounded up to whole vectors: the width of a row in scratch memory.
+INLINE int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }

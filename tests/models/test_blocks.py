@@ -1,0 +1,163 @@
+"""The native kernels equal the convolutions and the normalization that XLA computes, in value and in every gradient."""
+
+import functools
+import subprocess
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from cifar_jax.models import native, ops
+from cifar_jax.models.blocks import Window, native_block
+from cifar_jax.models.norm import norm_relu
+
+if not native.find_compiler():
+    pytest.skip("no C compiler", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    assert native.register("float") == native.register("double") == ""
+
+
+def xla_block(x, taps, matrix, scale, bias, window, shortcut, axis_name):
+    """native_block's contract, by ops and norm."""
+    geometry = {"stride": window.stride, "dilation": window.dilation, "padding": window.padding}
+    if window.depthwise:
+        y = ops.conv_pointwise(ops.conv_depthwise(x, taps[:, :, None], **geometry), matrix[None, None])
+    else:
+        y = ops.conv_dense(x, matrix.reshape(*taps.shape, -1), **geometry)
+    return norm_relu(y, scale, bias, x if shortcut else None, axis_name)
+
+
+def draw_arrays(batch, size, channels, features, window, dtype):
+    rng = np.random.default_rng(0)
+    depth = channels if window.depthwise else window.kernel**2 * channels
+    shapes = (batch, *size, channels), (window.kernel, window.kernel, channels), (depth, features), (features,), (features,)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def outputs_and_gradients(block, arrays, window, shortcut, axis_name=None):
+    def loss(arrays):
+        out, mean, var = block(*arrays, window, shortcut, axis_name)
+        weights = np.random.default_rng(1).standard_normal(out.shape[1:])
+        return (out * jnp.asarray(weights, out.dtype)).mean(), (out, mean, var)
+
+    (_, outputs), grads = jax.value_and_grad(loss, has_aux=True)(arrays)
+    return outputs, grads
+
+
+@st.composite
+def cases(draw):
+    """(batch, size, channels, features, window, shortcut); 35 images are more than there are groups."""
+    kernel, stride, dilation = draw(st.sampled_from((3, 1, 5))), draw(st.integers(1, 3)), draw(st.sampled_from((1, 2, 4)))
+    padding = draw(st.integers(0, 4))
+    lowest = max(1, dilation * (kernel - 1) + 1 - 2 * padding)
+    size = tuple(draw(st.integers(lowest, lowest + 6)) for _ in range(2))
+    window = Window(kernel, stride, dilation, padding, draw(st.booleans()))
+    channels, features = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    same = tuple(ops.output_size(n, *window[:4]) for n in size) == size
+    shortcut = same and draw(st.booleans())
+    return draw(st.sampled_from((2, 1, 35))), size, channels, channels if shortcut else features, window, shortcut
+
+
+@given(cases())
+@settings(max_examples=20)
+def test_float64_equals_xla_whatever_the_geometry(case):
+    *shapes, window, shortcut = case
+    with jax.enable_x64(True):
+        arrays = draw_arrays(*shapes, window, "float64")
+        ours, theirs = (outputs_and_gradients(f, arrays, window, shortcut) for f in (native_block, xla_block))
+        # Sums of at most a few thousand products of order 1 at 1e-16, over a deviation that few positions may make small.
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+NETWORK = {
+    "first": (Window(3, 1, 1, 1, False), 3, 32, False),
+    "same": (Window(3, 1, 2, 2, True), 24, 24, True),
+    "strided": (Window(3, 2, 1, 1, True), 32, 40, False),
+    "shrinking": (Window(3, 1, 4, 0, False), 8, 20, False),
+}
+LAYERS = pytest.mark.parametrize("window, channels, features, shortcut", NETWORK.values(), ids=NETWORK)
+
+
+@LAYERS
+def test_float32_is_as_near_to_float64_as_xla_is(window, channels, features, shortcut):
+    with jax.enable_x64(True):
+        arrays = draw_arrays(8, (12, 12), channels, features, window, "float32")
+        exact = outputs_and_gradients(xla_block, [a.astype("float64") for a in arrays], window, shortcut)
+        for block in (native_block, xla_block):
+            result = outputs_and_gradients(block, arrays, window, shortcut)
+            for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(exact), strict=True):
+                assert got.dtype == jnp.float32
+                assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()  # 100 times float32's epsilon
+
+
+@LAYERS
+def test_two_devices_equal_one_on_the_whole_batch(window, channels, features, shortcut):
+    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices("cpu")[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.enable_x64(True):
+        arrays = draw_arrays(6, (12, 12), channels, features, window, "float64")
+
+        def on_each(arrays):
+            outputs, (x, *grads) = outputs_and_gradients(native_block, arrays, window, shortcut, "batch")
+            return outputs, (x / 2, *jax.lax.pmean(tuple(grads), "batch"))  # the loss is the mean over devices
+
+        images, shared = P("batch"), P()
+        specs = [images, shared, shared, shared, shared]
+        out_specs = (images, shared, shared), tuple(specs)
+        mapped = jax.shard_map(on_each, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
+        outputs, grads = outputs_and_gradients(native_block, arrays, window, shortcut)
+        chex.assert_trees_all_close(jax.jit(mapped)(arrays), (outputs, tuple(grads)), rtol=1e-11, atol=1e-11)
+
+
+def test_the_same_call_gives_the_same_bits():
+    window = NETWORK["same"][0]
+    arrays = draw_arrays(40, (12, 12), 24, 24, window, "float32")
+    run = jax.jit(functools.partial(outputs_and_gradients, native_block, window=window, shortcut=True))
+    first = run(arrays)
+    for _ in range(5):
+        chex.assert_trees_all_equal(run(arrays), first)
+
+
+def test_the_gradient_of_images_is_left_out_where_nobody_asks():
+    window = NETWORK["first"][0]
+    arrays = draw_arrays(2, (8, 8), 3, 32, window, "float32")
+
+    def loss(matrix, x):
+        return native_block(x, arrays[1], matrix, *arrays[3:], window, False, None)[0].sum()
+
+    def grad_shapes(argnums):
+        text = jax.jit(jax.grad(loss, argnums)).lower(arrays[2], arrays[0]).as_text()
+        return next(line for line in text.splitlines() if "cifar_jax_block_backward" in line).split("->")[-1]
+
+    assert "2x8x8x3x" in grad_shapes((0, 1))
+    assert "2x8x8x3x" not in grad_shapes(0)
+
+
+def test_a_second_build_is_the_first_one(tmp_path):
+    first = native.build("float", tmp_path)
+    made = first.stat().st_mtime_ns
+    assert native.build("float", tmp_path) == first
+    assert first.stat().st_mtime_ns == made
+    assert [p.name for p in tmp_path.iterdir()] == [first.name]
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path))
+    with pytest.raises(subprocess.CalledProcessError):
+        native.build("float", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert "false failed" in native.register.__wrapped__("float")
+
+
+def test_without_a_compiler_the_reason_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path))
+    assert "pip install ziglang" in native.register.__wrapped__("float")
