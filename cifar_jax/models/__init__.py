@@ -18,7 +18,7 @@ def describe(model) -> tuple[Layer, ...]:
 
 
 def why_not_native(model) -> str:
-    """ "" where native/block.c trains the config's network on this machine, else what keeps it from that, in a few words."""
+    """ "" where native/block.c computes the config's network on this machine, else what keeps it from that, in a few words."""
     if model.kernels == "xla":
         return "model.kernels is xla"
     if jax.default_backend() != "cpu":

@@ -35,6 +35,35 @@ def _call(name, results, *arguments, **attributes):
     return call(*arguments, **{key: np.int64(value) for key, value in attributes.items()})
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def native_apply(x, taps, matrix, gain, offset, window: Window, shortcut: bool):
+    """relu(gain * (convolution of x) + offset [+ x]): a block with statistics that are known. Shapes as in native_block."""
+    shape = jax.ShapeDtypeStruct(_output_shape(x, matrix, window), x.dtype)
+    affine = jnp.stack([gain, offset])
+    return _call("block_apply", shape, x, taps, matrix, affine, shortcut=shortcut, **window._asdict())
+
+
+def _apply_by_xla(window, shortcut, x, taps, matrix, gain, offset):
+    geometry = {"stride": window.stride, "dilation": window.dilation, "padding": window.padding}
+    if window.depthwise:
+        y = ops.conv_pointwise(ops.conv_depthwise(x, taps[:, :, None], **geometry), matrix[None, None])
+    else:
+        y = ops.conv_dense(x, matrix.reshape(*taps.shape, -1), **geometry)
+    y = y * gain + offset
+    return jax.nn.relu(y + x if shortcut else y)
+
+
+native_apply.defvjp(
+    lambda *arguments: (native_apply(*arguments), arguments[:5]),
+    lambda window, shortcut, arguments, grad: jax.vjp(functools.partial(_apply_by_xla, window, shortcut), *arguments)[1](grad),
+)
+
+
+def _output_shape(x, matrix, window):
+    rows, cols = (ops.output_size(n, *window[:4]) for n in x.shape[1:3])
+    return x.shape[0], rows, cols, matrix.shape[-1]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def native_block(x, taps, matrix, scale, bias, window: Window, shortcut: bool, axis_name):
     """(output, mean, var): relu(norm(convolution of x) [+ x]) and the batch's statistics.
@@ -46,12 +75,8 @@ def native_block(x, taps, matrix, scale, bias, window: Window, shortcut: bool, a
 
 
 def _forward(x, taps, matrix, scale, bias, window, shortcut, axis_name, wants_x=True):
-    rows, cols = (ops.output_size(n, *window[:4]) for n in x.shape[1:3])
-    features = matrix.shape[-1]
-    shapes = (
-        jax.ShapeDtypeStruct((x.shape[0], rows, cols, features), x.dtype),
-        jax.ShapeDtypeStruct((2, features), x.dtype),
-    )
+    shape = _output_shape(x, matrix, window)
+    shapes = (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct((2, shape[-1]), x.dtype))
     y, (mean, var) = _call("block_forward", shapes, x, taps, matrix, **window._asdict())
     if axis_name:
         square = lax.pmean(var + jnp.square(mean), axis_name)

@@ -3,14 +3,13 @@ make_layer turns it into a Flax module.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax.models import ops
-from cifar_jax.models.blocks import Window, native_block
+from cifar_jax.models.blocks import Window, native_apply, native_block
 from cifar_jax.models.norm import NormRelu
 
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")  # He et al. 2015
@@ -62,10 +61,9 @@ class Conv(nn.Module):
         kernel = self.param("conv", _kernel_init, (spec.kernel, spec.kernel, x.shape[-1], spec.features))
         kernel = kernel.astype(self.dtype)
         norm = NormRelu(spec.features, self.axis_name, name="norm")
-        if train and self.native:
+        if self.native:
             no_taps = jnp.zeros((spec.kernel, spec.kernel, x.shape[-1]), x.dtype)
-            matrix = kernel.reshape(-1, spec.features)
-            return norm(functools.partial(_native_block, spec, x, no_taps, matrix, False), train=True)
+            return norm(_native(spec, x, no_taps, kernel.reshape(-1, spec.features), False, train), train=train)
         return norm(ops.conv_dense(x, kernel, **_window(spec)), train=train)
 
 
@@ -85,9 +83,8 @@ class Separable(nn.Module):
         size = (spec.output_size(x.shape[1]), spec.output_size(x.shape[2]), spec.features)
         shortcut = size == x.shape[1:]
         norm = NormRelu(spec.features, self.axis_name, name="norm")
-        if train and self.native:
-            block = functools.partial(_native_block, spec, x, kernel_dw[:, :, 0], kernel_pw[0, 0], shortcut)
-            return norm(block, train=True)
+        if self.native:
+            return norm(_native(spec, x, kernel_dw[:, :, 0], kernel_pw[0, 0], shortcut, train), train=train)
         y = ops.conv_pointwise(ops.conv_depthwise(x, kernel_dw, **_window(spec)), kernel_pw)
         return norm(y, x if shortcut else None, train=train)
 
@@ -96,14 +93,22 @@ def _window(spec: Layer) -> dict:
     return {"stride": spec.stride, "dilation": spec.dilation, "padding": spec.padding}
 
 
-def _native_block(spec, x, taps, matrix, shortcut, scale, bias, axis_name):
+def _native(spec, x, taps, matrix, shortcut, train):
+    """The layer on x as a function of what norm knows: see NormRelu."""
     window = Window(spec.kernel, spec.stride, spec.dilation, spec.padding, spec.kind == "separable")
-    return native_block(x, taps, matrix, scale.astype(x.dtype), bias.astype(x.dtype), window, shortcut, axis_name)
+
+    def block(a, b, axis_name=None):
+        a, b = a.astype(x.dtype), b.astype(x.dtype)
+        if train:
+            return native_block(x, taps, matrix, a, b, window, shortcut, axis_name)
+        return native_apply(x, taps, matrix, a, b, window, shortcut)
+
+    return block
 
 
 MODULES = {"conv": Conv, "separable": Separable}
 
 
 def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None, native: bool = False) -> nn.Module:
-    """The Flax module of a description; native: train with native/block.c, on a CPU."""
+    """The Flax module of a description; native: by native/block.c, on a CPU."""
     return MODULES[layer.kind](layer, dtype, axis_name, native, name=layer.name)

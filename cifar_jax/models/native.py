@@ -20,7 +20,7 @@ import jax
 import jaxlib
 
 SOURCES = Path(__file__).parent / "native"
-FUNCTIONS = ("block_forward", "relu_sums", "block_backward")
+FUNCTIONS = ("block_apply", "block_forward", "relu_sums", "block_backward")
 # Sums may be taken in any order. Not -ffast-math: a library linked so makes its process round small numbers to zero.
 ORDER = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", *ORDER, "-fPIC", "-shared")

@@ -68,7 +68,8 @@ norm_relu.defvjp(_norm_relu_forward, _norm_relu_backward)
 class NormRelu(nn.Module):
     """Batch normalization - plus shortcut - relu, with running statistics in the collection batch_stats.
 
-    x: (b, h, w, features), or in training a function (scale, bias, axis_name) -> (y, mean, var) that makes it on the way.
+    x: (b, h, w, features), or a function that computes the whole layer: in training (scale, bias, axis_name) ->
+    (y, mean, var), else (gain, offset) -> y = relu(gain * x + offset + shortcut).
     """
 
     features: int
@@ -82,7 +83,8 @@ class NormRelu(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         if not train:
             gain = scale * lax.rsqrt(running_var.value + EPSILON)
-            return _affine_relu(x, gain, bias - running_mean.value * gain, shortcut)
+            offset = bias - running_mean.value * gain
+            return x(gain, offset) if callable(x) else _affine_relu(x, gain, offset, shortcut)
         axis_name = None if self.is_initializing() else self.axis_name
         y, mean, var = x(scale, bias, axis_name) if callable(x) else norm_relu(x, scale, bias, shortcut, axis_name)
         if not self.is_initializing():

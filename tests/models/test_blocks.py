@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from cifar_jax.models import native, ops
-from cifar_jax.models.blocks import Window, native_block
-from cifar_jax.models.norm import norm_relu
+from cifar_jax.models.blocks import Window, native_apply, native_block
+from cifar_jax.models.norm import EPSILON, norm_relu
 
 if not native.find_compiler():
     pytest.skip("no C compiler", allow_module_level=True)
@@ -96,6 +96,45 @@ def test_float32_is_as_near_to_float64_as_xla_is(window, channels, features, sho
             for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(exact), strict=True):
                 assert got.dtype == jnp.float32
                 assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()  # 100 times float32's epsilon
+
+
+@given(cases())
+@settings(max_examples=20)
+def test_known_statistics_give_the_same_output_and_gradients(case):
+    *shapes, window, shortcut = case
+    with jax.enable_x64(True):
+        arrays = draw_arrays(*shapes, window, "float64")
+        (out, mean, var), _ = outputs_and_gradients(xla_block, arrays, window, shortcut)
+        gain = arrays[3] / jnp.sqrt(var + EPSILON)
+        arrays[3:] = gain, arrays[4] - mean * gain
+        chex.assert_trees_all_close(native_apply(*arrays, window, shortcut), out, rtol=1e-9, atol=1e-9)
+
+
+def test_a_network_in_use_has_a_gradient():
+    """Saliency maps and receptive fields need it: that of the same layer in XLA."""
+    window = NETWORK["same"][0]
+    with jax.enable_x64(True):
+        arrays = draw_arrays(2, (8, 8), 24, 24, window, "float64")
+        grads = jax.grad(lambda a: jnp.sum(native_apply(*a, window, True) ** 2))(arrays)
+        for array, grad in zip(arrays, grads, strict=True):
+            direction = jnp.asarray(np.random.default_rng(2).standard_normal(array.shape))
+            chex.assert_equal_shape((array, grad))
+            moved = [[a + e * direction if a is array else a for a in arrays] for e in (1e-6, -1e-6)]
+            low_high = [jnp.sum(native_apply(*a, window, True) ** 2) for a in moved]
+            assert float(low_high[0] - low_high[1]) / 2e-6 == pytest.approx(float(jnp.vdot(grad, direction)), rel=1e-5)
+
+
+def test_a_variance_that_overflows_ends_as_nan():
+    window = NETWORK["first"][0]
+    x, *arrays = draw_arrays(4, (8, 8), 3, 32, window, "float32")
+    total = jax.jit(lambda x: native_block(x, *arrays, window, False, None)[0].sum())  # where XLA may fuse what follows
+    assert np.isfinite(total(x)) and np.isnan(total(x * 1e30))
+
+
+def test_nan_is_not_hidden_by_relu():
+    window = NETWORK["first"][0]
+    x, *arrays = draw_arrays(4, (8, 8), 3, 32, window, "float32")
+    assert np.isnan(native_apply(x.at[0, 2, 2].set(np.nan), *arrays, window, False)[0, 2, 2]).all()
 
 
 @LAYERS

@@ -80,13 +80,14 @@ static void make_windows(const Geometry* g, const REAL* x, const REAL* taps, REA
     unfold(g, image, windows);
 }
 
-// --- Forward: y = windows(x) matrix, with the mean and variance of each feature -------------------------------------
+// --- Forward: y = windows(x) matrix, with the mean and variance of each feature or followed by gain, offset and relu --
 
 typedef struct {
   Geometry g;
-  const REAL *x, *taps, *matrix;
+  int has_shortcut;
+  const REAL *x, *taps, *matrix, *affine;  // affine: gain, offset
   REAL* y;
-  double* moments;  // of each group: mean, then sum of squared deviations
+  double* moments;  // of each group: mean, then sum of squared deviations; or NULL
 } Forward;
 
 // Copies an image's output out of scratch and merges its moments into the group's, as Chan et al. (1983) do.
@@ -110,6 +111,25 @@ static void write_output(const Geometry* g, const REAL* from, REAL* y, REAL* sum
   }
 }
 
+// y = relu(gain * from + offset [+ x]); a NaN stays one.
+static void write_relu(const Forward* f, const REAL* from, const REAL* x, REAL* y) {
+  const Geometry* g = &f->g;
+  const REAL *gain = f->affine, *offset = gain + g->features;
+  for (int64_t p = 0; p < g->positions; p++, from += g->feature_width, x += g->features, y += g->features) {
+    REAL* restrict to = y;
+    if (f->has_shortcut)
+      for (int64_t i = 0; i < g->features; i++) {
+        const REAL value = from[i] * gain[i] + offset[i] + x[i];
+        to[i] = value < 0 ? 0 : value;
+      }
+    else
+      for (int64_t i = 0; i < g->features; i++) {
+        const REAL value = from[i] * gain[i] + offset[i];
+        to[i] = value < 0 ? 0 : value;
+      }
+  }
+}
+
 static void forward_group(void* context, int64_t group) {
   const Forward* f = context;
   const Geometry* g = &f->g;
@@ -118,27 +138,47 @@ static void forward_group(void* context, int64_t group) {
   REAL* windows = image + g->image;
   REAL* out = windows + g->positions * g->depth_width;
   REAL* sums = out + g->positions * g->feature_width;
-  double* moments = f->moments + group * 2 * g->features;
   int64_t earlier = 0;
   for (int64_t n = group * g->batch / groups; n < (group + 1) * g->batch / groups; n++, earlier += g->positions) {
-    make_windows(g, f->x + n * g->height * g->width * g->channels, f->taps, image, windows);
+    const REAL* x = f->x + n * g->height * g->width * g->channels;
+    REAL* y = f->y + n * g->positions * g->features;
+    make_windows(g, x, f->taps, image, windows);
     gemm(g->positions, g->feature_width, g->depth, windows, g->depth_width, 1, f->matrix, g->feature_width, out,
          g->feature_width, 0);
-    write_output(g, out, f->y + n * g->positions * g->features, sums, moments, earlier);
+    if (f->moments)
+      write_output(g, out, y, sums, f->moments + group * 2 * g->features, earlier);
+    else
+      write_relu(f, out, x, y);
   }
+}
+
+// Runs forward_group for all groups, with weights laid out for it.
+static void run_forward(const XLA_FFI_CallFrame* frame, Forward* f) {
+  const Geometry* g = &f->g;
+  REAL* taps = widen(argument(frame, 1), g->kernel * g->kernel, g->channels, g->pixel);
+  REAL* matrix = widen(argument(frame, 2), g->depth, g->features, g->feature_width);
+  f->x = argument(frame, 0), f->y = result(frame, 0), f->taps = taps, f->matrix = matrix;
+  parallel(frame, min(GROUPS, g->batch), forward_group, f);
+  free(matrix), free(taps);
+}
+
+// (x, taps, matrix, affine) -> relu(gain * y + offset), plus x before relu where the attribute `shortcut` asks for it
+XLA_FFI_Error* block_apply(XLA_FFI_CallFrame* frame) {
+  if (asks_version(frame)) return NULL;
+  Forward f = {make_geometry(frame, argument_shape(frame, 0), result_shape(frame, 0)), attribute(frame, "shortcut")};
+  f.affine = argument(frame, 3);
+  run_forward(frame, &f);
+  return NULL;
 }
 
 // (x, taps, matrix) -> (y, moments: mean and variance)
 XLA_FFI_Error* block_forward(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
-  Forward f = {make_geometry(frame, argument_shape(frame, 0), result_shape(frame, 0)), argument(frame, 0)};
+  Forward f = {make_geometry(frame, argument_shape(frame, 0), result_shape(frame, 0))};
   const Geometry* g = &f.g;
   const int64_t groups = min(GROUPS, g->batch), features = g->features;
-  REAL* taps = widen(argument(frame, 1), g->kernel * g->kernel, g->channels, g->pixel);
-  REAL* matrix = widen(argument(frame, 2), g->depth, features, g->feature_width);
-  f.taps = taps, f.matrix = matrix, f.y = result(frame, 0);
   f.moments = calloc(groups * 2 * features, sizeof(double));
-  parallel(frame, groups, forward_group, &f);
+  run_forward(frame, &f);
   for (int64_t i = 0; i < features; i++) {
     double mean = 0, squares = 0, earlier = 0;
     for (int64_t group = 0; group < groups; group++) {
@@ -152,7 +192,7 @@ XLA_FFI_Error* block_forward(XLA_FFI_CallFrame* frame) {
     result(frame, 1)[i] = mean;
     result(frame, 1)[features + i] = squares / earlier;
   }
-  free(f.moments), free(matrix), free(taps);
+  free(f.moments);
   return NULL;
 }
 
