@@ -15,6 +15,7 @@ from cifar_jax.checkpoint import may_differ
 from cifar_jax.config import differing_keys, from_json, to_json
 from cifar_jax.errors import InputError
 from cifar_jax.log import format_duration, write_json
+from cifar_jax.models import why_not_native
 
 FORMAT_VERSION = 1
 LOCK = ".lock"
@@ -197,6 +198,7 @@ def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[d
         "train_accuracy": rows[-1]["train_accuracy"],
         "data_source": dataset.source,
         "data_verified": dataset.verified,
+        "kernels": "xla" if why_not_native(config.model) else "native",
     }
     write_json(path / "result.json", result)
     return result

@@ -22,6 +22,7 @@ FIELDS = (
     "examples",
     "seconds",
     "device",
+    "kernels",
     "versions",
 )
 BEGIN, END = "<!-- results: written by results/table.py -->\n", "<!-- end of results -->"
@@ -40,6 +41,7 @@ def to_row(name: str, result: dict) -> dict:
         "examples": result["examples"],
         "seconds": round(result["train_seconds"]),
         "device": result["device"],
+        "kernels": result.get("kernels", result.get("framework", "xla")),
         "versions": " ".join(f"{key}={value}" for key, value in result["versions"].items()),
     }
 
@@ -60,21 +62,21 @@ def write_rows(rows: list[dict]) -> None:
 
 
 def format_table(rows: list[dict]) -> str:
-    """A Markdown table: a line for each (config, epochs, device), mean ± std over its seeds where there are several.
+    """A Markdown table: a line for each (config, epochs, device, kernels), mean ± std over its seeds where there are several.
 
     The accuracy of a single run carries the 95 % interval of counting that many images instead.
     """
     groups = {}
     for row in rows:
-        groups.setdefault((row["config"], row["epochs"], row["device"]), []).append(row)
+        groups.setdefault(tuple(row[key] for key in ("config", "epochs", "device", "kernels")), []).append(row)
     lines = [
-        "| config | parameters | receptive field | epochs | test accuracy | n | training time | device |",
+        "| config | parameters | receptive field | epochs | test accuracy | n | training time | device; kernels |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (config, epochs, device), group in groups.items():
+    for (config, epochs, device, kernels), group in groups.items():
         parameters, field = f"{int(group[0]['parameters']):,}", group[0]["receptive_field"]
         minutes = statistics.mean(float(row["seconds"]) for row in group) / 60
-        cells = (config, parameters, field, epochs, _accuracy(group), len(group), f"{minutes:.1f} min", device)
+        cells = (config, parameters, field, epochs, _accuracy(group), len(group), f"{minutes:.1f} min", f"{device}; {kernels}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -101,7 +103,7 @@ def main(workdirs: list[str]) -> None:
     for workdir in map(pathlib.Path, workdirs):
         row = to_row(workdir.name, json.loads((workdir / "result.json").read_text()))
         row = {key: str(value) for key, value in row.items()}
-        rows = [r for r in rows if any(r[key] != row[key] for key in ("config", "seed", "epochs", "device"))] + [row]
+        rows = [r for r in rows if any(r[key] != row[key] for key in ("config", "seed", "epochs", "device", "kernels"))] + [row]
     write_rows(rows)
     README.write_text(updated_readme(README.read_text(), rows))
 

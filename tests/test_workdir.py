@@ -47,7 +47,9 @@ def test_a_folder_several_levels_down_is_made(tmp_path):
 )
 def test_what_changes_no_result_may_differ_on_resume(tmp_path, override):
     workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
+    written = (tmp_path / "run" / "config.json").read_text()
     workdir.check(tmp_path / "run", read_config(SMOKE, [f"--config.{override}"]))
+    assert (tmp_path / "run" / "config.json").read_text() == written
 
 
 @pytest.mark.parametrize(
