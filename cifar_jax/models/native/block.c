@@ -93,16 +93,22 @@ typedef struct {
 // Copies an image's output out of scratch and merges its moments into the group's, as Chan et al. (1983) do.
 static void write_output(const Geometry* g, const REAL* from, REAL* y, REAL* sums, double* moments, int64_t earlier) {
   REAL* squares = sums + g->feature_width;
-  memset(sums, 0, 2 * g->feature_width * sizeof(REAL));
-  for (int64_t p = 0; p < g->positions; p++) {
-    const REAL* row = from + p * g->feature_width;
-    for (int64_t f = 0; f < g->feature_width; f += LANES) {
-      const Vector shifted = load(row + f) - load(from + f);  // from the first position: no cancellation
-      store(sums + f, load(sums + f) + shifted);
-      store(squares + f, load(squares + f) + shifted * shifted);
+  for (int64_t f = 0; f < g->feature_width; f += LANES) {
+    const Vector first = load(from + f);  // from the first position: no cancellation
+    Vector sum = {0}, square = {0};
+    for (int64_t p = 0; p < g->positions; p++) {
+      const Vector value = load(from + p * g->feature_width + f), shifted = value - first;
+      sum += shifted;
+      square += shifted * shifted;
     }
-    memcpy(y + p * g->features, row, g->features * sizeof(REAL));
+    store(sums + f, sum);
+    store(squares + f, square);
   }
+  if (g->features == g->feature_width)
+    memcpy(y, from, g->positions * g->features * sizeof(REAL));
+  else
+    for (int64_t p = 0; p < g->positions; p++)
+      memcpy(y + p * g->features, from + p * g->feature_width, g->features * sizeof(REAL));
   const double count = g->positions, total = count + earlier;
   for (int64_t f = 0; f < g->features; f++) {
     const double shift = sums[f] / count, delta = from[f] + shift - moments[f];
@@ -208,29 +214,47 @@ INLINE REAL masked(REAL grad, REAL y, REAL gain, REAL offset, REAL shortcut) {
   return y * gain + offset + shortcut > 0 ? grad : 0;
 }
 
+// One vector of features of one image: its sums, added to `sums`.
+INLINE void reduce_lanes(const Reduction* r, int has_shortcut, int64_t first, int64_t f, double* sums) {
+  const int64_t features = r->features;
+  const Vector gain = load(r->affine + f), offset = load(r->affine + features + f), mean = load(r->affine + 2 * features + f);
+  Vector plain = {0}, product = {0};
+  for (int64_t at = first + f; at < first + r->positions * features; at += features) {
+    const Vector y = load(r->y + at);
+    Vector input = y * gain + offset;
+    if (has_shortcut) input += load(r->shortcut + at);
+    const Vector grad = where_positive(input, load(r->grad + at));
+    plain += grad;
+    product += grad * (y - mean);
+  }
+  for (int64_t i = 0; i < LANES; i++) sums[f + i] += plain[i], sums[features + f + i] += product[i];
+}
+
+// The same for the feature f alone.
+static void reduce_one(const Reduction* r, int64_t first, int64_t f, double* sums) {
+  const int64_t features = r->features;
+  const REAL gain = r->affine[f], offset = r->affine[features + f], mean = r->affine[2 * features + f];
+  REAL plain = 0, product = 0;
+  for (int64_t at = first + f; at < first + r->positions * features; at += features) {
+    const REAL grad = masked(r->grad[at], r->y[at], gain, offset, r->shortcut ? r->shortcut[at] : 0);
+    plain += grad, product += grad * (r->y[at] - mean);
+  }
+  sums[f] += plain, sums[features + f] += product;
+}
+
 static void reduce_group(void* context, int64_t group) {
   const Reduction* r = context;
-  const int64_t groups = min(GROUPS, r->batch), features = r->features;
-  const REAL *gain = r->affine, *offset = gain + features, *mean = offset + features;
-  REAL* restrict plain = scratch(2 * features);
-  REAL* restrict product = plain + features;
-  double* sums = r->sums + group * 2 * features;
+  const int64_t groups = min(GROUPS, r->batch);
+  double* sums = r->sums + group * 2 * r->features;
   for (int64_t n = group * r->batch / groups; n < (group + 1) * r->batch / groups; n++) {
-    memset(plain, 0, 2 * features * sizeof(REAL));
-    for (int64_t p = n * r->positions; p < (n + 1) * r->positions; p++) {
-      const REAL *grad = r->grad + p * features, *y = r->y + p * features, *shortcut = r->shortcut + p * features;
+    const int64_t first = n * r->positions * r->features;
+    int64_t f = 0;
+    for (; f + LANES <= r->features; f += LANES)
       if (r->shortcut)
-        for (int64_t f = 0; f < features; f++) {
-          const REAL value = masked(grad[f], y[f], gain[f], offset[f], shortcut[f]);
-          plain[f] += value, product[f] += value * (y[f] - mean[f]);
-        }
+        reduce_lanes(r, 1, first, f, sums);
       else
-        for (int64_t f = 0; f < features; f++) {
-          const REAL value = masked(grad[f], y[f], gain[f], offset[f], 0);
-          plain[f] += value, product[f] += value * (y[f] - mean[f]);
-        }
-    }
-    for (int64_t f = 0; f < 2 * features; f++) sums[f] += plain[f];
+        reduce_lanes(r, 0, first, f, sums);
+    for (; f < r->features; f++) reduce_one(r, first, f, sums);
   }
 }
 
@@ -255,9 +279,9 @@ XLA_FFI_Error* relu_sums(XLA_FFI_CallFrame* frame) {
 // --- Backward through normalization and convolution -----------------------------------------------------------------
 
 typedef struct {
-  Geometry g;
-  int has_shortcut, wants_x;
-  const REAL *grad, *y, *x, *affine, *taps, *turned;  // affine: gain, offset; then the gradient of y as a, b, c
+  Geometry g, transposed;
+  int has_shortcut, wants_x, gathers;
+  const REAL *grad, *y, *x, *affine, *taps, *reversed, *turned;  // affine: gain, offset; then the gradient of y as a, b, c
   REAL *x_grad, *sums;                                // sums of each group: gradient of the matrix, then of the taps
 } Backward;
 
@@ -281,14 +305,14 @@ static void normalization_backward(const Backward* b, int64_t n, REAL* to) {
   }
 }
 
-// The gradient of an image out of scratch, plus what came by the shortcut.
-static void write_x_grad(const Backward* b, int64_t n, const REAL* image_grad) {
+// The gradient of an image out of scratch, its lines so far apart, plus what came by the shortcut.
+static void write_x_grad(const Backward* b, int64_t n, const REAL* image_grad, int64_t line) {
   const Geometry* g = &b->g;
   const int64_t c = g->channels, first = n * g->height * g->width * c;
   const REAL *gain = b->affine, *offset = gain + c;  // of as many features as channels where there is a shortcut
   for (int64_t i = 0; i < g->height; i++)
     for (int64_t j = 0; j < g->width; j++) {
-      const REAL* from = image_grad + (i + g->padding) * g->line + (j + g->padding) * g->pixel;
+      const REAL* from = image_grad + i * line + j * g->pixel;
       const int64_t at = first + (i * g->width + j) * c;
       REAL* restrict to = b->x_grad + at;
       const REAL *grad = b->grad + at, *y = b->y + at, *x = b->x + at;
@@ -299,11 +323,30 @@ static void write_x_grad(const Backward* b, int64_t n, const REAL* image_grad) {
     }
 }
 
+// x's gradient of image n, from that of its windows; image_grad: scratch.
+static void windows_backward(const Backward* b, int64_t n, const REAL* windows_grad, REAL* image_grad) {
+  const Geometry* g = &b->g;
+  if (b->gathers) {
+    REAL* padded_grad = image_grad + g->height * g->width * g->pixel;
+    pad_image(&b->transposed, windows_grad, padded_grad);
+    depthwise(&b->transposed, padded_grad, b->reversed, image_grad);
+    write_x_grad(b, n, image_grad, g->width * g->pixel);
+    return;
+  }
+  memset(image_grad, 0, g->image * sizeof(REAL));
+  if (g->depthwise)
+    depthwise_scatter(g, b->taps, windows_grad, image_grad);
+  else
+    unfold_backward(g, windows_grad, image_grad);
+  write_x_grad(b, n, image_grad + g->padding * (g->line + g->pixel), g->line);
+}
+
 static void backward_group(void* context, int64_t group) {
   const Backward* b = context;
   const Geometry* g = &b->g;
   const int64_t groups = min(GROUPS, g->batch), windows_size = g->positions * g->depth_width;
-  REAL* image = scratch(2 * g->image + 2 * windows_size + g->positions * g->feature_width);
+  const int64_t x_size = b->gathers ? g->height * g->width * g->pixel + b->transposed.image : g->image;
+  REAL* image = scratch(g->image + 2 * windows_size + g->positions * g->feature_width + x_size);
   REAL* windows = image + g->image;
   REAL* y_grad = windows + windows_size;
   REAL* windows_grad = y_grad + g->positions * g->feature_width;
@@ -318,12 +361,8 @@ static void backward_group(void* context, int64_t group) {
     if (!b->wants_x && !g->depthwise) continue;
     gemm(g->positions, g->depth_width, g->features, y_grad, g->feature_width, 1, b->turned, g->depth_width, windows_grad,
          g->depth_width, 0);
-    memset(image_grad, 0, g->image * sizeof(REAL));
-    if (g->depthwise)
-      depthwise_backward(g, image, b->taps, windows_grad, taps_grad, b->wants_x ? image_grad : NULL);
-    else
-      unfold_backward(g, windows_grad, image_grad);
-    if (b->wants_x) write_x_grad(b, n, image_grad);
+    if (g->depthwise) taps_backward(g, image, windows_grad, taps_grad);
+    if (b->wants_x) windows_backward(b, n, windows_grad, image_grad);
   }
 }
 
@@ -340,18 +379,23 @@ static void add_groups(REAL* to, const REAL* sums, int64_t groups, int64_t apart
 // (grad, y, x, affine, taps, matrix) -> (gradients of the matrix, the taps and, where the attribute asks for it, x)
 XLA_FFI_Error* block_backward(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
-  Backward b = {make_geometry(frame, argument_shape(frame, 2), argument_shape(frame, 1)), attribute(frame, "shortcut"),
-                frame->rets.size > 2, argument(frame, 0), argument(frame, 1), argument(frame, 2), argument(frame, 3)};
+  Backward b = {.g = make_geometry(frame, argument_shape(frame, 2), argument_shape(frame, 1)),
+                .has_shortcut = attribute(frame, "shortcut"), .wants_x = frame->rets.size > 2,
+                .grad = argument(frame, 0), .y = argument(frame, 1), .x = argument(frame, 2), .affine = argument(frame, 3)};
   const Geometry* g = &b.g;
+  b.transposed = make_transposed(g);
+  b.gathers = g->depthwise && g->stride == 1 && b.transposed.padding >= 0;
   const int64_t groups = min(GROUPS, g->batch), taps_count = g->kernel * g->kernel;
   const int64_t apart = g->depth * g->feature_width + taps_count * g->pixel;
   REAL* taps = widen(argument(frame, 4), taps_count, g->channels, g->pixel);
   REAL* turned = transpose(argument(frame, 5), g->depth, g->features, g->depth_width);
-  b.taps = taps, b.turned = turned, b.x_grad = b.wants_x ? result(frame, 2) : NULL;
+  REAL* reversed = calloc(taps_count * g->pixel, sizeof(REAL));
+  for (int64_t t = 0; t < taps_count; t++) memcpy(reversed + t * g->pixel, taps + (taps_count - 1 - t) * g->pixel, g->pixel * sizeof(REAL));
+  b.taps = taps, b.reversed = reversed, b.turned = turned, b.x_grad = b.wants_x ? result(frame, 2) : NULL;
   b.sums = calloc(groups * apart, sizeof(REAL));
   parallel(frame, groups, backward_group, &b);
   add_groups(result(frame, 0), b.sums, groups, apart, g->depth, g->features, g->feature_width);
   add_groups(result(frame, 1), b.sums + g->depth * g->feature_width, groups, apart, taps_count, g->channels, g->pixel);
-  free(b.sums), free(turned), free(taps);
+  free(b.sums), free(reversed), free(turned), free(taps);
   return NULL;
 }

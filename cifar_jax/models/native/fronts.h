@@ -41,8 +41,11 @@ static void pad_image(const Geometry* g, const REAL* x, REAL* image) {
   }
 }
 
-INLINE void depthwise_of(int64_t k, const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
-  for (int64_t c = 0; c < g->pixel; c += LANES)
+// taps: room for k * k; in registers where k is a constant.
+INLINE void depthwise_of(int64_t k, Vector* taps, const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
+  for (int64_t c = 0; c < g->pixel; c += LANES) {
+#pragma GCC unroll 9
+    for (int64_t t = 0; t < k * k; t++) taps[t] = load(kernel + t * g->pixel + c);
     for (int64_t y = 0; y < g->rows; y++) {
       const REAL* line = image + y * g->stride * g->line + c;
       REAL* out = windows + y * g->cols * g->pixel + c;
@@ -51,47 +54,76 @@ INLINE void depthwise_of(int64_t k, const Geometry* g, const REAL* image, const 
 #pragma GCC unroll 9
         for (int64_t i = 0; i < k; i++)
 #pragma GCC unroll 9
-          for (int64_t j = 0; j < k; j++)
-            sum += load(line + tap_offset(g, i, j)) * load(kernel + (i * k + j) * g->pixel + c);
+          for (int64_t j = 0; j < k; j++) sum += load(line + tap_offset(g, i, j)) * taps[i * k + j];
         store(out, sum);
       }
     }
+  }
 }
 
 // kernel: k * k rows of `pixel` numbers.
 static void depthwise(const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
+  Vector taps[g->kernel * g->kernel], nine[9];
   if (g->kernel == 3)
-    depthwise_of(3, g, image, kernel, windows);
+    depthwise_of(3, nine, g, image, kernel, windows);
   else
-    depthwise_of(g->kernel, g, image, kernel, windows);
+    depthwise_of(g->kernel, taps, g, image, kernel, windows);
 }
 
-// Adds to kernel_grad, and to image_grad where it is given.
-static void depthwise_backward(const Geometry* g, const REAL* image, const REAL* kernel, const REAL* windows_grad,
-                               REAL* kernel_grad, REAL* image_grad) {
+// sums: as taps of depthwise_of.
+INLINE void taps_backward_of(int64_t k, Vector* sums, const Geometry* g, const REAL* image, const REAL* windows_grad,
+                             REAL* kernel_grad) {
+  for (int64_t c = 0; c < g->pixel; c += LANES) {
+#pragma GCC unroll 9
+    for (int64_t t = 0; t < k * k; t++) sums[t] = load(kernel_grad + t * g->pixel + c);
+    for (int64_t y = 0; y < g->rows; y++) {
+      const REAL* line = image + y * g->stride * g->line + c;
+      const REAL* grad = windows_grad + y * g->cols * g->pixel + c;
+      for (int64_t x = 0; x < g->cols; x++, line += g->stride * g->pixel, grad += g->pixel) {
+        const Vector value = load(grad);
+#pragma GCC unroll 9
+        for (int64_t i = 0; i < k; i++)
+#pragma GCC unroll 9
+          for (int64_t j = 0; j < k; j++) sums[i * k + j] += load(line + tap_offset(g, i, j)) * value;
+      }
+    }
+#pragma GCC unroll 9
+    for (int64_t t = 0; t < k * k; t++) store(kernel_grad + t * g->pixel + c, sums[t]);
+  }
+}
+
+// Adds to kernel_grad.
+static void taps_backward(const Geometry* g, const REAL* image, const REAL* windows_grad, REAL* kernel_grad) {
+  Vector sums[g->kernel * g->kernel], nine[9];
+  if (g->kernel == 3)
+    taps_backward_of(3, nine, g, image, windows_grad, kernel_grad);
+  else
+    taps_backward_of(g->kernel, sums, g, image, windows_grad, kernel_grad);
+}
+
+// Adds to image_grad: each gradient is scattered to the pixels its window saw.
+static void depthwise_scatter(const Geometry* g, const REAL* kernel, const REAL* windows_grad, REAL* image_grad) {
   const int64_t k = g->kernel, step = g->stride * g->pixel;
   for (int64_t y = 0; y < g->rows; y++)
     for (int64_t i = 0; i < k; i++)
       for (int64_t j = 0; j < k; j++) {
-        const int64_t start = y * g->stride * g->line + tap_offset(g, i, j);
-        const int64_t tap = (i * k + j) * g->pixel;
-        const REAL* grad = windows_grad + y * g->cols * g->pixel;
-        for (int64_t c = 0; c < g->pixel; c += LANES) {
-          Vector sum = load(kernel_grad + tap + c);
-          const Vector weight = load(kernel + tap + c);
-          const REAL* from = image + start + c;
-          REAL* to = image_grad + start + c;
-          if (image_grad)
-            for (int64_t x = 0; x < g->cols; x++) {
-              const Vector value = load(grad + x * g->pixel + c);
-              sum += load(from + x * step) * value;
-              store(to + x * step, load(to + x * step) + value * weight);
-            }
-          else
-            for (int64_t x = 0; x < g->cols; x++) sum += load(from + x * step) * load(grad + x * g->pixel + c);
-          store(kernel_grad + tap + c, sum);
-        }
+        REAL* to = image_grad + y * g->stride * g->line + tap_offset(g, i, j);
+        const REAL *tap = kernel + (i * k + j) * g->pixel, *grad = windows_grad + y * g->cols * g->pixel;
+        for (int64_t c = 0; c < g->pixel; c += LANES)
+          for (int64_t x = 0; x < g->cols; x++)
+            store(to + x * step + c, load(to + x * step + c) + load(grad + x * g->pixel + c) * load(tap + c));
       }
+}
+
+// A stride-1 depthwise convolution's gradient of its input as such a convolution of the output's gradient, of the same taps
+// in reverse: quicker than to scatter. Its padding may come out negative: then there is none.
+static Geometry make_transposed(const Geometry* g) {
+  Geometry t = *g;
+  t.channels = g->pixel, t.height = g->rows, t.width = g->cols, t.rows = g->height, t.cols = g->width;
+  t.padding = g->dilation * (g->kernel - 1) - g->padding;
+  t.line = (t.width + 2 * t.padding) * t.pixel;
+  t.image = (t.height + 2 * t.padding) * t.line;
+  return t;
 }
 
 static void unfold(const Geometry* g, const REAL* image, REAL* windows) {

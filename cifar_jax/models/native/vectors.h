@@ -26,8 +26,14 @@
 // Aligned like its elements: loads and stores may start anywhere.
 typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
+typedef int64_t Bits __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+
 INLINE Vector load(const REAL* from) { return *(const Vector*)from; }
 INLINE void store(REAL* to, Vector value) { *(Vector*)to = value; }
+// Where condition > 0, value; else 0.
+INLINE Vector where_positive(Vector condition, Vector value) {
+  return (Vector)((Bits)value & (Bits)(condition > (Vector){0}));
+}
 INLINE Vector splat(REAL value) { return value - (Vector){0}; }
 
 // Channels rounded up to whole vectors: the width of a row in scratch memory.
