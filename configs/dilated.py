@@ -12,5 +12,6 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.model.variant = "dilated"
-    config.model.widths = (24, 48, 80, 112)
+    config.model.widths = (32, 32, 64, 64)
+    config.train.epochs = 30
     return config

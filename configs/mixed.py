@@ -11,5 +11,6 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.model.variant = "mixed"
-    config.model.widths = (32, 32, 64, 64)
+    config.model.widths = (32, 48, 64, 72)
+    config.train.epochs = 30
     return config

@@ -54,9 +54,9 @@ def count_strided(a, b, c, d):
 
 
 def count_dilated(a, b, c, d):
-    c1, t1 = dense_cost(3, 3, a) + separable_cost(a, a), separable_cost(a, b)
-    c2, t2 = 2 * separable_cost(b, b), separable_cost(b, c)
-    c3, t3 = 3 * separable_cost(c, c), separable_cost(c, d)
+    c1, t1 = dense_cost(3, 3, a) + separable_cost(a, a), dense_cost(3, a, b)
+    c2, t2 = 2 * separable_cost(b, b), dense_cost(3, b, c)
+    c3, t3 = 3 * separable_cost(c, c), dense_cost(3, c, d)
     return c1 + t1 + c2 + t2 + c3 + t3 + 2 * separable_cost(d, d)
 
 

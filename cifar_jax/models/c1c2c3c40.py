@@ -34,14 +34,14 @@ def dilated(w1, w2, w3, w4) -> tuple[Layer, ...]:
     return (
         conv("c1_conv", w1),
         separable("c1_sep", w1),
-        separable("t1", w2, dilation=4, padding=0),
+        conv("t1", w2, dilation=4, padding=0),
         separable("c2_sep1", w2, dilation=2),
         separable("c2_sep2", w2),
-        separable("t2", w3, dilation=4, padding=0),
+        conv("t2", w3, dilation=4, padding=0),
         separable("c3_sep1", w3, dilation=2),
         separable("c3_sep2", w3, dilation=2),
         separable("c3_sep3", w3),
-        separable("t3", w4, dilation=4, padding=0),
+        conv("t3", w4, dilation=4, padding=0),
         separable("c4_sep1", w4, dilation=2),
         separable("c4_sep2", w4),
     )

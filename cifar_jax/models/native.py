@@ -1,7 +1,7 @@
 """The functions of native/block.c, compiled for this machine on first use and registered with XLA as `cifar_jax_*` calls.
 
-A compiler is $CC, cc, gcc, clang or the one in the package ziglang (pip install ziglang). Where there is none the networks
-are computed by XLA alone: the same numbers up to rounding, at half the speed on a CPU.
+A compiler is $CC, cc, gcc, clang or the one in the package ziglang (the extra "compiler"). Where there is none the networks
+are computed by XLA alone: the same numbers up to rounding, at less than half the speed on a CPU.
 """
 
 import ctypes
