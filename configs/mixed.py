@@ -1,8 +1,10 @@
 """base with the variant `mixed`: transitions are a 1x1, a dilated and a strided convolution.
 
+It does twice base's work for an image and sees half as far; it has 30 epochs.
+
 Command: python run.py --config configs/mixed.py
-Cost: 2 CPU cores (Xeon 2.6 GHz, quiet), 3 epochs: 5.8 minutes, 116 s an epoch. One GPU: not measured.
-Score: 75.65 % of the test images (7565 of 10,000) after 3 epochs, n = 1; its 16 epochs have not been trained yet.
+Cost: 2 CPU cores (Xeon 2.6 GHz, quiet), native kernels: 28.6 minutes, 57 s an epoch. One GPU: not measured.
+Score: 85.77 % of the test images (8577 of 10,000), final epoch, n = 1.
 """
 
 from configs import base

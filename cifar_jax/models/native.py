@@ -74,7 +74,9 @@ def register(real: str) -> str:
     try:
         library = ctypes.CDLL(str(build(real, _cache())))
     except subprocess.CalledProcessError as error:
-        return f"{error.cmd[0]} failed: {(error.stderr or '').strip().splitlines()[:1]}"
+        lines = error.stderr.strip().splitlines()
+        reason = next((line for line in lines if "error:" in line), lines[0] if lines else f"exit code {error.returncode}")
+        return f"{error.cmd[0]} failed: {reason}"
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     for name in FUNCTIONS:
