@@ -24,6 +24,8 @@ from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Split
 from cifar_jax.data.loader import make_train_loader
 
 BATCHES = 60  # of one measurement
+READY = 4  # batches that a worker of grain has made before its turn
+PAUSE = 0.5  # seconds before each measurement, in which it makes them
 
 
 def draw_split(num_images: int) -> Split:
@@ -117,13 +119,15 @@ def make_grain(split, augment, batch_size, workers):
 
     flags.FLAGS.mark_as_parsed()  # grain reads its own, which no command line of ours sets
     dataset = grain.MapDataset.range(len(split)).shuffle(seed=0).repeat().map(GrainMap(split, augment))
-    dataset = dataset.batch(batch_size, drop_remainder=True).to_iter_dataset()
+    # Without read-ahead in threads, a worker holds about READY batches; its default is hundreds, made while others run.
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     batches = iter(dataset)
 
     def run():
-        for _ in range(BATCHES):
+        for _ in range(READY * workers + BATCHES):  # the ready ones come in no time and are not counted
             next(batches)
 
     return run
@@ -143,7 +147,7 @@ def main(argv):
     sides = {"ours": make_ours(*args), "torch": make_torch(*args), "floor": make_floor(*args)}
     if flags.grain:
         sides["grain"] = make_grain(*args)
-    seconds = measure.in_turn(sides, flags.repeats)
+    seconds = measure.in_turn(sides, flags.repeats, PAUSE)
     ratios = {f"{name} over ours": measure.ratio(seconds, "ours", name) for name in sides if name != "ours"}
     summaries = measure.summarize(seconds, BATCHES)
     report = {

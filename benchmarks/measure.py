@@ -21,14 +21,16 @@ def make_parser(doc: str, **defaults) -> argparse.ArgumentParser:
     return parser
 
 
-def in_turn(sides: dict, repeats: int) -> dict[str, list[float]]:
+def in_turn(sides: dict, repeats: int, pause: float = 0.0) -> dict[str, list[float]]:
     """Seconds of each call: {name: [repeats]}. A side is a function without arguments; one unmeasured round warms up.
 
-    The order is reversed every other round, so that a drift of the machine favours nobody.
+    The order is reversed every other round, so that a drift of the machine favours nobody. `pause` seconds before each
+    call let what the side before it left running in the background come to rest.
     """
     seconds = {name: [] for name in sides}
     for i in range(repeats + 1):
         for name in list(sides)[:: 1 if i % 2 else -1]:
+            time.sleep(pause)
             began = time.perf_counter()
             sides[name]()
             if i:
