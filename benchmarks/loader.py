@@ -5,9 +5,9 @@ python -m benchmarks.loader [--config configs/base.py] [--workers 1] [--grain] [
 Every side runs the same Compose with the same random stream for each image; ratio = PyTorch's time over ours. The floor
 is that Compose in as many processes, which hand nothing over: fraction_of_floor = its time over ours.
 
-Latest result, 2 CPU cores (Xeon 2.6 GHz), Python 3.11.7, jax 0.10.2, torch 2.13.0+cpu,
---workers 2, medians of n = 9: ours 13,069 images/s, DataLoader 9,986, Compose alone 13,411; ratio 1.31, fraction of the
-floor 0.96.
+Latest result, 2 CPU cores (Xeon 2.6 GHz), Python 3.11.7, torch 2.13.0+cpu, grain 0.2.18, medians of n = 9:
+--workers 2: ours 10,176 images/s, DataLoader 7,447, grain 7,664, Compose alone 10,235; ratio 1.30, fraction of the floor 0.97.
+--workers 1: ours 5,472 images/s, DataLoader 3,994, grain 4,062, Compose alone 5,671; ratio 1.35, fraction of the floor 0.97.
 """
 
 import contextlib

@@ -1,0 +1,103 @@
+"""Convolutions and their gradients in the form of models/ops.py against lax.conv_general_dilated, both compiled by XLA.
+
+python -m benchmarks.convolutions [--config configs/base.py] [--json]; ratio = lax's time over ours, all kinds together.
+Every convolution of the network runs once, forward and backward, on arrays that lie ready: nothing else of a step is in
+it. Which form a platform should get is read from here; model.kernels=native is a third one, see train_step.
+
+Latest result, not measured. GPU: not measured.
+"""
+
+import sys
+
+import jax
+from jax import lax
+
+from benchmarks import measure
+from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE
+from cifar_jax.config import read_config
+from cifar_jax.models import describe, ops
+
+CALLS = 5  # of one measurement
+OURS = {
+    "dense": ops.conv_dense,
+    "depthwise": ops.conv_depthwise,
+    "pointwise": lambda x, kernel, **window: ops.conv_pointwise(x, kernel),
+}
+
+
+def conv_lax(x, kernel, *, stride=1, dilation=1, padding=0):
+    """XLA's own convolution, grouped where the kernel sees fewer channels than x has."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+def list_convolutions(model) -> list[tuple]:
+    """(kind, window, sizes of input and output, shape of the kernel) of every convolution, in order."""
+    size, channels, found = IMAGE_SIZE, IMAGE_CHANNELS, []
+    for layer in describe(model):
+        out, k = layer.output_size(size), layer.kernel
+        window = {"stride": layer.stride, "dilation": layer.dilation, "padding": layer.padding}
+        if layer.kind == "separable":
+            found.append(("depthwise", window, (size, out), (k, k, 1, channels)))
+            found.append(("pointwise", {}, (out, out), (1, 1, channels, layer.features)))
+        else:
+            found.append(("dense", window, (size, out), (k, k, channels, layer.features)))
+        size, channels = out, layer.features
+    return found
+
+
+def make_side(convolutions, kind, function, batch_size, dtype):
+    """A function that runs every convolution of that kind CALLS times, forward and backward."""
+    keys = iter(jax.random.split(jax.random.key(0), 3 * len(convolutions)))
+    windows, arrays = [], []
+    for name, window, (before, after), shape in convolutions:
+        if name != kind:
+            continue
+        seen = shape[3] if kind == "depthwise" else shape[2]
+        shapes = (batch_size, before, before, seen), shape, (batch_size, after, after, shape[3])
+        windows.append(window)
+        arrays.append(tuple(jax.random.normal(next(keys), s, dtype) for s in shapes))
+
+    @jax.jit
+    def forward_and_backward(arrays):
+        results = []
+        for window, (x, kernel, grad) in zip(windows, arrays, strict=True):
+            y, backward = jax.vjp(lambda x, kernel, window=window: function(x, kernel, **window), x, kernel)
+            results.append((y, backward(grad)))
+        return results
+
+    def run():
+        for _ in range(CALLS):
+            jax.block_until_ready(forward_and_backward(arrays))
+
+    return run
+
+
+def main(argv):
+    flags, overrides = measure.make_parser(__doc__).parse_known_args(argv)
+    config = read_config(flags.config, overrides)
+    found = list_convolutions(config.model)
+    options = {"batch_size": config.train.batch_size, "dtype": config.model.dtype}
+    kinds = [kind for kind in OURS if any(kind == name for name, *_ in found)]
+    sides = {kind: make_side(found, kind, OURS[kind], **options) for kind in kinds}
+    sides |= {f"{kind} by lax": make_side(found, kind, conv_lax, **options) for kind in kinds}
+    seconds = measure.in_turn(sides, flags.repeats)
+    report = {
+        "machine": measure.machine(),
+        "network": f"{config.model.variant} {tuple(config.model.widths)}, batch {config.train.batch_size}, {config.model.dtype}",
+        "sides": measure.summarize(seconds, CALLS),
+        "ratios": {f"{kind}, lax over ours": measure.ratio(seconds, kind, f"{kind} by lax") for kind in kinds},
+    }
+    ours, by_lax = (sum(report["sides"][kind + end]["median"] for kind in kinds) for end in ("", " by lax"))
+    measure.show(report | {"ratio": by_lax / ours}, flags.json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,81 @@
+"""What the benchmarks report: the right way round, over all that they claim to measure, in one JSON object, last."""
+
+import itertools
+import json
+import math
+
+import pytest
+
+from benchmarks import convolutions, measure, train_step
+from cifar_jax.budget import summarize
+from cifar_jax.config import read_config
+
+
+@pytest.fixture(scope="module")
+def base():
+    return read_config("configs/base.py", [])
+
+
+def test_sides_take_turns_after_a_round_that_does_not_count():
+    called = []
+    seconds = measure.in_turn({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, repeats=3)
+    assert "".join(called) == "ba" + "ab" + "ba" + "ab"
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_a_pause_is_taken_before_each_call_and_not_counted(monkeypatch):
+    clock = [0.0]
+
+    def advance(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(measure.time, "sleep", advance)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    seconds = measure.in_turn({"a": lambda: advance(2.0)}, repeats=2, pause=0.5)
+    assert seconds == {"a": [2.0, 2.0]}
+    assert clock == [3 * 2.5]
+
+
+def test_a_ratio_above_one_means_that_ours_is_faster():
+    seconds = {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 6.0, 4.0]}
+    assert measure.ratio(seconds, "ours", "theirs") == {"median": 2.0, "low": 1.5, "high": 2.5, "n": 3}
+    assert measure.summarize(seconds, 2.0)["theirs"] == {"median": 2.0, "low": 1.5, "high": 2.5, "n": 3}
+
+
+def test_every_convolution_of_the_network_is_measured(base):
+    found = convolutions.list_convolutions(base.model)
+    cost = summarize(base.model)
+    macs = sum(math.prod(shape) * after**2 for _, _, (_, after), shape in found)
+    head = next(layer for layer in cost.layers if layer.name == "head")
+    assert macs == cost.macs - head.macs
+    for (_, _, (_, after), _), (_, _, (before, _), _) in itertools.pairwise(found):
+        assert after == before
+
+
+def test_the_floor_of_a_step_is_three_forward_passes(base, monkeypatch):
+    monkeypatch.setattr(measure, "peak_flops", lambda: 1e9)
+    monkeypatch.setattr(measure, "peak_bandwidth", lambda: 1e9)
+    least = train_step.floor(base)
+    assert least["gflop"] == pytest.approx(3 * 2 * summarize(base.model).macs * 128 / 1e9)
+    assert least["flops_s"] == pytest.approx(least["gflop"])
+    assert least["bytes_s"] == pytest.approx(least["gigabytes"])
+
+
+def test_json_is_one_object_on_the_last_line(capsys):
+    small = ["--config.train.batch_size=2", "--config.model.widths=(4, 4, 4, 4)"]
+    convolutions.main(["--config", "configs/mixed.py", "--repeats", "1", "--json", *small])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    kinds = ("dense", "depthwise", "pointwise")
+    assert set(report["sides"]) == {kind + end for kind in kinds for end in ("", " by lax")}
+    ours, by_lax = (sum(report["sides"][kind + end]["median"] for kind in kinds) for end in ("", " by lax"))
+    assert report["ratio"] == pytest.approx(by_lax / ours)
+
+
+def test_the_loader_is_compared_with_pytorch_and_the_floor(capsys):
+    pytest.importorskip("torch")
+    from benchmarks import loader
+
+    loader.main(["--workers", "0", "--repeats", "1", "--json", "--config.train.batch_size=2"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(report["sides"]) == {"ours", "torch", "floor"}
+    assert report["ratio"] == pytest.approx(report["sides"]["torch"]["median"] / report["sides"]["ours"]["median"])
