@@ -29,7 +29,7 @@ FLAGS = ("-std=gnu11", "-O3", "-march=native", *ORDER, "-fPIC", "-shared")
 def find_compiler() -> list[str] | None:
     """The command of a C compiler, or None."""
     for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and shutil.which(name.split()[0]):
+        if name.split() and shutil.which(name.split()[0]):
             return name.split()
     return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else None
 
