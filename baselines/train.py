@@ -23,7 +23,8 @@ from cifar_jax.config import check_config, read_config, to_json
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError, RunError
-from cifar_jax.log import RunLog, write_json
+from cifar_jax.jsonfile import write_json
+from cifar_jax.log import RunLog
 
 
 def make_optimizer(model, optim, learning_rate):
@@ -135,7 +136,7 @@ def train(config, path: pathlib.Path):
     dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"format_version": 1, "config": to_json(config), "framework": "pytorch"})
+    write_json(path / "config.json", {"config": to_json(config), "framework": "pytorch"})
     torch.manual_seed(config.seed)
     loader = make_train_loader(
         kept,

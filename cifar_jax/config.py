@@ -24,6 +24,7 @@ RANGES = {
     "train.epochs": (1, 100_000),
     "train.label_smoothing": (0.0, 0.999),
     "checkpoint.every_epochs": (1, 100_000),
+    "checkpoint.every_seconds": (0.0, 1e6),  # 0: only after epochs
     "budget.parameters": (1, 10**12),
     "budget.receptive_field": (0, 10**6),
 }
@@ -125,9 +126,10 @@ def to_json(config) -> dict:
 
 def from_json(values: dict) -> ConfigDict:
     """The inverse of to_json; lists become tuples, as config files write them."""
-    older = {"kernels": "xla"}  # what files made before there was that key did
-    model = older | values["model"] | {"widths": tuple(values["model"]["widths"])}
-    return ConfigDict(values | {"model": model}).lock()
+    # First what files made before there was that key did.
+    model = {"kernels": "xla"} | values["model"] | {"widths": tuple(values["model"]["widths"])}
+    checkpoint = {"every_seconds": 0.0} | values["checkpoint"]
+    return ConfigDict(values | {"model": model, "checkpoint": checkpoint}).lock()
 
 
 def differing_keys(one, other) -> list[str]:

@@ -20,13 +20,6 @@ SCALARS = (
 SPLIT_NAMES = {"test": "Test set", "validation": "Held-out set"}
 
 
-def write_json(path: pathlib.Path, value) -> None:
-    """Writes JSON in one piece: the file appears whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def format_duration(seconds: float) -> str:
     """h:mm:ss or mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -70,9 +63,10 @@ class RunLog:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
-    def epoch_bar(self, epoch: int):
-        """A bar over the steps of an epoch; disabled where stderr is no terminal."""
+    def epoch_bar(self, epoch: int, done: int = 0):
+        """A bar over the steps of an epoch, of which `done` are; disabled where stderr is no terminal."""
         return tqdm(
+            initial=done,
             total=self._steps_per_epoch,
             desc=f"epoch {epoch}/{self._num_epochs}",
             unit="step",

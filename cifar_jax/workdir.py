@@ -1,7 +1,6 @@
 """The folder of one run: what it may hold before training, and the files that training leaves there."""
 
 import contextlib
-import json
 import os
 import pathlib
 import platform
@@ -14,32 +13,11 @@ from cifar_jax import budget
 from cifar_jax.checkpoint import may_differ
 from cifar_jax.config import differing_keys, from_json, to_json
 from cifar_jax.errors import InputError
-from cifar_jax.log import format_duration, write_json
+from cifar_jax.jsonfile import damaged, read_json, write_json
+from cifar_jax.log import format_duration
 from cifar_jax.models import why_not_native
 
-FORMAT_VERSION = 1
 LOCK = ".lock"
-
-
-def read_json(path: pathlib.Path) -> dict | None:
-    """The content of a JSON file of ours, or None where it does not exist; raises InputError where it is damaged."""
-    try:
-        value = json.loads(path.read_text())
-        version = int(value["format_version"])
-    except FileNotFoundError:
-        return None
-    except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
-    if version > FORMAT_VERSION:
-        raise InputError(f"{path}: got format {version}, expected at most {FORMAT_VERSION}; update cifar_jax")
-    return value
-
-
-def _damaged(path: pathlib.Path, error: Exception) -> InputError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return InputError(
-        f"{path}: got a damaged file ({reason}), expected what training wrote; restore it from a copy or choose another --workdir"
-    )
 
 
 def check(path: pathlib.Path, config) -> None:
@@ -59,7 +37,8 @@ def check(path: pathlib.Path, config) -> None:
         raise InputError(f"--workdir: got {path}, but {parent} cannot be written ({error.strerror}); name another") from error
     stored = read_json(path / "config.json")
     if stored is None:
-        if path.exists() and any(file.name != LOCK for file in path.iterdir()):
+        # A run that was killed at its very start has left no more than these.
+        if path.exists() and any(file.name not in (LOCK, "config.json.tmp") for file in path.iterdir()):
             raise InputError(f"--workdir: got {path}, which holds files but no run; name a new or empty folder")
         return
     if stored.get("framework", "jax") != "jax":
@@ -92,7 +71,7 @@ def read_config(path: pathlib.Path):
     try:
         return from_json(read_json(path / "config.json")["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path / "config.json", error) from error
+        raise damaged(path / "config.json", error) from error
 
 
 def create(path: pathlib.Path, config, data: str) -> None:
@@ -107,7 +86,7 @@ def create(path: pathlib.Path, config, data: str) -> None:
             "labels and classes); use the same data or another --workdir"
         )
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"format_version": FORMAT_VERSION, "config": to_json(config), "data": data})
+    write_json(path / "config.json", {"config": to_json(config), "data": data})
 
 
 @contextlib.contextmanager
@@ -132,7 +111,7 @@ def read_result(path: pathlib.Path) -> dict | None:
         if result is not None:
             format_result(result, path)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise _damaged(path / "result.json", error) from error
+        raise damaged(path / "result.json", error) from error
     return result
 
 
@@ -171,7 +150,6 @@ def evaluation_result(config, classes, split: str, counts: dict, parameters: int
     train_seconds: of the run, or None where that is not known.
     """
     return {
-        "format_version": FORMAT_VERSION,
         "config": to_json(config),
         "seed": config.seed,
         "split": split,

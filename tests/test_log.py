@@ -1,13 +1,12 @@
 """The log of a run: lines, metrics.jsonl, TensorBoard events, and JSON written in one piece."""
 
 import json
-import os
 import sys
 
 import pytest
 from ml_collections import ConfigDict
 
-from cifar_jax.log import SCALARS, RunLog, epoch_line, format_duration, write_json
+from cifar_jax.log import SCALARS, RunLog, epoch_line, format_duration
 
 ROW = {
     "epoch": 1,
@@ -98,24 +97,3 @@ def test_tensorboard_events(tmp_path, tensorboard):
     assert len(events) == tensorboard
     content = b"".join(path.read_bytes() for path in events)
     assert all(name.encode() in content for name in SCALARS) or not tensorboard
-
-
-def test_json_is_written_in_one_piece(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-
-def test_what_json_cannot_hold_leaves_the_file_alone(tmp_path):
-    write_json(tmp_path / "x.json", 1)
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "x.json", object())
-    assert (tmp_path / "x.json").read_text() == "1\n"

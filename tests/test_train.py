@@ -1,9 +1,13 @@
 """Training in this process: what a run leaves, how it resumes, held-out images, averages, and runs that break off."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
+import signal
+import sys
 
 import cv2
 import jax
@@ -11,7 +15,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from cifar_jax import stopping
 from cifar_jax import train as train_module
+from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import read_config
 from cifar_jax.data import shapes
 from cifar_jax.errors import InputError, RunError
@@ -51,12 +57,37 @@ def stop_after(monkeypatch, epoch):
     """Makes the run end once an epoch is done and its checkpoint asked for, as a signal would."""
     begin = RunLog.epoch_bar
 
-    def epoch_bar(self, number):
+    def epoch_bar(self, number, done=0):
         if number == epoch + 1:
             raise Stop
-        return begin(self, number)
+        return begin(self, number, done)
 
     monkeypatch.setattr(RunLog, "epoch_bar", epoch_bar)
+
+
+@contextlib.contextmanager
+def signalled_after(step, monkeypatch):
+    """Sends this process SIGTERM as soon as a run has made its step of that number."""
+    train_epoch, hook = train_module.train_epoch, sys.unraisablehook
+    handlers = {number: signal.getsignal(number) for number in stopping.NUMBERS}
+
+    def signalling_epoch(train_step, *rest, **options):
+        def signalling_step(state, batch):
+            state, sums = train_step(state, batch)
+            if int(state.step) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return state, sums
+
+        return train_epoch(signalling_step, *rest, **options)
+
+    stopping.listen()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "train_epoch", signalling_epoch)
+        yield
+    stopping.listen()  # forgets it
+    sys.unraisablehook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def shallow(w1, w2, w3, w4):
@@ -123,7 +154,8 @@ def test_result_is_the_last_row(whole):
     last = read_rows(path)[-1]
     assert (result["correct"], result["examples"], result["split"]) == (last["eval_correct"], 100, "test")
     assert result["loss"] == last["eval_loss"] and result["train_loss"] == last["train_loss"]
-    assert json.loads((path / "result.json").read_text()) == result
+    stored = json.loads((path / "result.json").read_text())
+    assert {key: stored[key] for key in result} == result and stored.keys() - result.keys() == {"format_version", "sha256"}
 
 
 def test_class_accuracies_add_up_to_the_count(whole):
@@ -146,6 +178,61 @@ def test_finished_run_is_not_trained_again(whole, monkeypatch):
 
 def test_a_stopped_run_resumes_to_the_same_bits(stopped, whole):
     assert len(read_rows(stopped)) == 1 and not (stopped / "result.json").exists()
+    train(make_config(), stopped)
+    assert_same_outcome(stopped, whole)
+
+
+@pytest.mark.parametrize("overrides", [(), ("ema.decay=0.9",), ("model.kernels=xla",), ("data.num_validation=40",)])
+def test_saved_and_stopped_amid_an_epoch_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, overrides):
+    """Signals after the first step, amid the first epoch, at its last step (which saves at its end), amid the second."""
+    config = make_config(*overrides, "train.batch_size=45")
+    whole = (tmp_path / "whole", train(config, tmp_path / "whole"))
+    path = tmp_path / "run"
+    for stop in (1, 5, 8, 11):
+        with signalled_after(stop, monkeypatch), pytest.raises(stopping.Stopped):
+            train(config, path)
+        assert steps_kept(path)[-1] == stop and not (path / "result.json").exists()
+        assert len(read_rows(path)) == stop // 8
+    train(config, path)
+    assert_same_outcome(path, whole)
+
+
+def test_it_saves_every_so_many_seconds(tmp_path, monkeypatch):
+    saved = []
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest)))
+    monkeypatch.setattr(Checkpoints, "is_due", lambda self, seconds: seconds == 2.5)
+    train(make_config("checkpoint.every_seconds=2.5"), tmp_path / "often")
+    assert saved == [*range(1, 17)]
+    saved.clear()
+    train(make_config("checkpoint.every_seconds=0"), tmp_path / "never")
+    assert saved == [8, 16]
+
+
+def test_a_damaged_newest_checkpoint_costs_no_more_than_the_time_to_repeat_it(whole, tmp_path, caplog):
+    path = pathlib.Path(shutil.copytree(whole[0], tmp_path / "run"))
+    (path / "result.json").unlink()
+    file = next((path / "checkpoints" / "16" / "state" / "d").iterdir())
+    file.write_bytes(file.read_bytes()[:-1])
+    train(make_config(), path)
+    assert str(file) in caplog.text and "the one before, of step 8, is used" in caplog.text
+    assert_same_outcome(path, whole)
+
+
+def test_where_every_checkpoint_is_damaged_the_workdir_is_left_as_it_is(whole, tmp_path):
+    path = pathlib.Path(shutil.copytree(whole[0], tmp_path / "run"))
+    (path / "result.json").unlink()
+    for step in (8, 16):
+        (path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_bytes(b"")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match="no checkpoint of 2 in .* is whole"):
+        train(make_config(), path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_torn_line_of_metrics_is_written_anew(stopped, whole):
+    metrics = stopped / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"epoch": 2, "st')
     train(make_config(), stopped)
     assert_same_outcome(stopped, whole)
 

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from cifar_jax.config import read_config, to_json
 from cifar_jax.errors import InputError
@@ -33,10 +34,15 @@ def make_variables():
 
 
 @pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / "w.safetensors"
+def content():
     config = portable(to_json(read_config(SMOKE, ["--config.data.dir=/secret", "--config.data.workers=3"])))
-    save_weights(path, make_variables(), config=config, classes=CLASSES, mean=MEAN, std=STD, train_seconds=61.5)
+    return {"config": config, "classes": CLASSES, "mean": MEAN, "std": STD, "train_seconds": 61.5}
+
+
+@pytest.fixture
+def saved(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_variables(), **content)
     return path
 
 
@@ -89,11 +95,39 @@ def test_a_file_appears_whole_or_not_at_all(saved, monkeypatch):
 
 
 def test_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("cifar_jax.weights.FORMAT_VERSION", 2)
+    monkeypatch.setattr("cifar_jax.weights.FORMAT_VERSION", 3)
     save_weights(tmp_path / "w", make_variables(), config={}, classes=(), mean=(), std=(), train_seconds=None)
-    monkeypatch.setattr("cifar_jax.weights.FORMAT_VERSION", 1)
-    with pytest.raises(InputError, match="got format 2, expected at most 1; update"):
+    monkeypatch.setattr("cifar_jax.weights.FORMAT_VERSION", 2)
+    with pytest.raises(InputError, match="got format 3, expected at most 2; update"):
         load_weights(str(tmp_path / "w"))
+
+
+def test_equal_weights_make_equal_files(saved, tmp_path, content):
+    for i in range(5):  # safetensors' own order of the metadata differs from call to call
+        save_weights(tmp_path / f"{i}", make_variables(), **content)
+        assert (tmp_path / f"{i}").read_bytes() == saved.read_bytes()
+
+
+def test_a_flipped_bit_anywhere_is_noticed(saved):
+    whole = saved.read_bytes()
+    rng = np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    in_header = [8 * byte + rng.integers(8) for byte in range(header)]
+    for bit in [*in_header, *rng.integers(8 * header, 8 * len(whole), 200)]:
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        saved.write_bytes(content)
+        with pytest.raises(InputError, match="weights "):
+            load_weights(str(saved))
+
+
+def test_a_file_made_before_there_was_a_digest_is_read(saved, tmp_path):
+    with safe_open(saved, "numpy") as file:
+        metadata = file.metadata() | {"format_version": "1"}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    del metadata["sha256"]
+    save_file(tensors, tmp_path / "old", metadata)
+    assert load_weights(str(tmp_path / "old")).classes == CLASSES
 
 
 def test_a_folder_is_no_weights_file(tmp_path):

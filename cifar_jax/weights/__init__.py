@@ -1,10 +1,11 @@
 """Weights files: safetensors, no pickle. The committed networks lie beside this file and are named without suffix.
 
 Keys are params/LAYER/NAME and batch_stats/LAYER/NAME; the metadata makes the file self-sufficient: config (without keys
-that depend on the machine), classes, mean, std.
+that depend on the machine), classes, mean, std, and the SHA-256 of all that.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from safetensors.numpy import save
 from cifar_jax.config import from_json
 from cifar_jax.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no digest
 COMMITTED = pathlib.Path(__file__).parent
 
 
@@ -42,10 +43,31 @@ def save_weights(path: str | os.PathLike, variables, *, config: dict, classes, m
     content = {"config": config, "classes": classes, "mean": mean, "std": std, "train_seconds": train_seconds}
     content["format_version"] = FORMAT_VERSION
     metadata = {key: json.dumps(value) for key, value in content.items()}
-    data = save({key: np.ascontiguousarray(value) for key, value in flat.items()}, metadata)
+    flat = {key: np.ascontiguousarray(value) for key, value in flat.items()}
+    metadata["sha256"] = json.dumps(_digest(flat, metadata))
     temporary = pathlib.Path(f"{path}.tmp")
-    temporary.write_bytes(data)
+    temporary.write_bytes(_with_sorted_header(save(flat, metadata)))
     os.replace(temporary, path)
+
+
+def _digest(tensors: dict, metadata: dict[str, str]) -> str:
+    """SHA-256 of the tensors and of the metadata other than itself."""
+    found = hashlib.sha256()
+    for key, text in sorted(metadata.items()):
+        if key != "sha256":
+            found.update(json.dumps([key, text]).encode())
+    for key, value in sorted(tensors.items()):
+        found.update(json.dumps([key, value.dtype.str, value.shape]).encode())
+        found.update(np.ascontiguousarray(value))
+    return found.hexdigest()
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same safetensors file, its header in the order of the keys: `save` writes metadata in another order each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def find_weights(name: str) -> pathlib.Path:
@@ -62,12 +84,15 @@ def load_weights(name: str) -> Weights:
     path = find_weights(name)
     try:
         with safe_open(path, "numpy") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            texts = file.metadata() or {}
             flat = {key: file.get_tensor(key) for key in file.keys()}
+        metadata = {key: json.loads(text) for key, text in texts.items()}
         if metadata["format_version"] > FORMAT_VERSION:
             raise InputError(
                 f"weights {path}: got format {metadata['format_version']}, expected at most {FORMAT_VERSION}; update cifar_jax"
             )
+        if metadata["format_version"] != 1 and metadata["sha256"] != _digest(flat, texts):
+            raise ValueError("its content does not match its sha256")
         variables = traverse_util.unflatten_dict(flat, sep="/")
         config = from_json(metadata["config"])
         classes = tuple(metadata["classes"])
