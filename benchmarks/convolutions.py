@@ -90,6 +90,7 @@ def main(argv):
     sides |= {f"{kind} by lax": make_side(found, kind, conv_lax, **options) for kind in kinds}
     seconds = measure.in_turn(sides, flags.repeats)
     report = {
+        "benchmark": "convolutions",
         "machine": measure.machine(),
         "network": f"{config.model.variant} {tuple(config.model.widths)}, batch {config.train.batch_size}, {config.model.dtype}",
         "sides": measure.summarize(seconds, CALLS),

@@ -145,6 +145,7 @@ def main(argv):
     images = len(load_images(config, flags.images)[1])
     found = measure.ratio(seconds, "ours", "torch")
     report = {
+        "benchmark": "epoch",
         "machine": measure.machine(),
         "epoch": f"{images} images, batch {config.train.batch_size}, {config.data.workers} workers, {config.model.variant}",
         "images_per_second": {name: round(images / s["median"]) for name, s in summaries.items()},

@@ -3,7 +3,7 @@
 python -m benchmarks.kill [--runs 200] [--signal KILL] [--jobs 1] [--seed 0] [--json]
 
 A run is the smoke recipe, narrower, with a checkpoint every 0.3 seconds. Its whole process group gets the signal: one time
-in ten before training begins, one in three as soon as a save is seen under way, else at a random moment of its training.
+in ten before training begins, one in three amid a save, from a random moment on, else at a random moment of its training.
 The same command is started again until it ends by itself. Then its weights must be those of the undisturbed run, byte by
 byte, its rows the same but for times, and nothing may be left behind. Exit code 1 where anything differs.
 
@@ -13,6 +13,7 @@ Latest result: see results/reliability.md.
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from cifar_jax import manifest
 from cifar_jax.weights import load_weights
@@ -64,20 +66,32 @@ def wait_for(process: subprocess.Popen, condition, limit: float) -> None:
         time.sleep(0.001)
 
 
-def live(workdir, compiled, rng: random.Random, number: signal.Signals, seconds: float) -> dict:
-    """One life of a run: started, and sent the signal at a moment drawn from rng. Returns how it ended."""
-    process = start(workdir, compiled)
-    moment = rng.choices(["start", "save", "any"], [3, 10, 17])[0]
-    if moment == "start":
-        wait_for(process, lambda: False, rng.uniform(0, 4))
-    else:
+def catch_saving(process: subprocess.Popen, workdir: pathlib.Path, limit: float) -> None:
+    """Returns with the process group halted amid a save, or as wait_for does."""
+    deadline = time.monotonic() + limit
+    while process.poll() is None and time.monotonic() < deadline:
+        wait_for(process, lambda: is_saving(workdir), deadline - time.monotonic())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGSTOP)
+            if is_saving(workdir):  # not done in the meantime
+                return
+            os.killpg(process.pid, signal.SIGCONT)
+
+
+def live(workdir: pathlib.Path, reference, rng: random.Random | None, number: signal.Signals) -> dict:
+    """One life of a run: started, and sent the signal at a moment drawn from rng (None: never). Returns how it ended."""
+    process = start(workdir, reference.compiled)
+    moment = rng.choices(["start", "save", "any"], [3, 10, 17])[0] if rng else "end"
+    if moment in ("save", "any"):
         wait_for(process, lambda: "Training" in pathlib.Path(f"{workdir}.out").read_text(), 120)
-        wait_for(process, lambda: False, rng.uniform(0, seconds))
-        if moment == "save":
-            wait_for(process, lambda: is_saving(workdir), 5)
+    span = {"start": 4, "end": 600}.get(moment, reference.seconds)
+    wait_for(process, lambda: False, rng.uniform(0, span) if rng else span)
+    if moment == "save":
+        catch_saving(process, workdir, 30)
     sent = process.poll() is None
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number if sent else signal.SIGKILL)
+        os.killpg(process.pid, number if sent else signal.SIGKILL)  # what a process that ended may have left
+        os.killpg(process.pid, signal.SIGCONT)
     code = process.wait(120)
     ended = {"sent": sent and code != 0, "code": code, "mid_save": sent and is_saving(workdir), "moment": moment}
     return ended | {"err": pathlib.Path(f"{workdir}.err").read_text()}
@@ -105,57 +119,66 @@ def find_fault(ended: dict, workdir: pathlib.Path, reference, number: signal.Sig
     if ended["code"] != 0:
         return f"ended with {ended['code']}: {ended['err'][-300:]}"
     tensors, rows = read_outcome(workdir)
-    if rows != reference[1]:
+    if rows != reference.rows:
         return "the rows differ from those of the undisturbed run"
-    differing = [key for key in reference[0] if tensors.get(key) != reference[0][key]]
-    if differing or tensors.keys() != reference[0].keys():
+    differing = [key for key in reference.tensors if tensors.get(key) != reference.tensors[key]]
+    if differing or tensors.keys() != reference.tensors.keys():
         return f"{len(differing)} tensors differ from those of the undisturbed run"
     return f"half-written files are left in {workdir}" if is_saving(workdir) else ""
 
 
-def measure(runs: int, number: signal.Signals, jobs: int, seed: int, folder: pathlib.Path) -> dict:
-    """Sends the signal `runs` times; returns what was counted."""
-    began, compiled = time.perf_counter(), folder / "compiled"
-    times = []
-    for name in ("warm", "reference"):
-        process = start(folder / name, compiled)
-        if process.wait(600):
-            raise RuntimeError((folder / f"{name}.err").read_text())
-        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-        times.append(sum(row["seconds"] for row in rows))
-    reference, shared = read_outcome(folder / "reference"), set(os.listdir("/dev/shm"))
-    counts, faults, guard = collections.Counter(), [], threading.Lock()
+class Reference(NamedTuple):
+    """What an undisturbed run ended in, the seconds its training takes, and where its compiled programs lie."""
 
-    def job(k):
-        rng, workdir = random.Random(f"{seed} {k}"), None
-        while not faults:
-            with guard:
-                if counts["started"] >= runs and workdir is None:
-                    return
-            if workdir is None:
-                with guard:
-                    counts["folders"] += 1
-                    workdir = folder / f"run{counts['folders']}"
-            enough = counts["started"] >= runs  # the last lives are left alone
-            with guard:
-                counts["started"] += not enough
-            ended = live(workdir, compiled, rng, number, times[-1] if not enough else 600.0)
+    tensors: dict
+    rows: list
+    seconds: float
+    compiled: pathlib.Path
+
+
+def train_reference(folder: pathlib.Path) -> Reference:
+    """Trains the undisturbed run in a folder."""
+    process = start(folder / "reference", folder / "compiled")
+    if process.wait(600):
+        raise RuntimeError((folder / "reference.err").read_text())
+    rows = [json.loads(line) for line in (folder / "reference" / "metrics.jsonl").read_text().splitlines()]
+    seconds = len(rows) * rows[-1]["seconds"]  # the first epoch waits for the compiler
+    return Reference(*read_outcome(folder / "reference"), seconds, folder / "compiled")
+
+
+def measure(runs: int, number: signal.Signals, jobs: int, seed: int, folder: pathlib.Path, reference: Reference) -> dict:
+    """Sends the signal `runs` times to runs in `folder`; returns what was counted."""
+    began, counts, faults, guard = time.perf_counter(), collections.Counter(), [], threading.Lock()
+
+    def take():
+        with guard:
+            counts["taken"] += (free := counts["taken"] < runs)
+            return free
+
+    def run_to_the_end(workdir, rng):
+        ended = {"code": None}
+        while ended["code"] != 0 and not faults:
+            drawn = take()
+            ended = live(workdir, reference, rng if drawn else None, number)
             fault = find_fault(ended, workdir, reference, number)
             with guard:
-                counts["started"] -= not enough and not ended["sent"]
+                counts["taken"] -= drawn and not ended["sent"]  # it had ended before its moment came
                 counts["signals"] += ended["sent"]
                 counts["mid_save"] += ended["sent"] and ended["mid_save"]
                 counts[f"moment_{ended['moment']}"] += ended["sent"]
                 counts["resumed"] += "resuming" in pathlib.Path(f"{workdir}.out").read_text()
                 counts["finished"] += ended["code"] == 0
                 faults.extend([f"{workdir.name}: {fault}"] if fault else [])
-            if ended["code"] == 0:
-                workdir = None
+
+    def job(k):
+        rng = random.Random(f"{seed} {k}")
+        for n in itertools.count():
+            if counts["taken"] >= runs or faults:
+                return
+            run_to_the_end(folder / f"run{k}-{n}", rng)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(job, range(jobs)))
-    if left := set(os.listdir("/dev/shm")) - shared:
-        faults.append(f"left in /dev/shm: {sorted(left)}")
     names = ("signals", "mid_save", "moment_start", "moment_save", "moment_any", "resumed", "finished")
     minutes = (time.perf_counter() - began) / 60
     return {"signal": number.name, **{name: counts[name] for name in names}, "faults": faults, "minutes": round(minutes, 1)}
@@ -169,8 +192,10 @@ def main(argv) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", action="store_true", help="print one object, last")
     flags = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="cifar_jax-kill-") as folder:
-        report = measure(flags.runs, signal.Signals[f"SIG{flags.signal}"], flags.jobs, flags.seed, pathlib.Path(folder))
+    with tempfile.TemporaryDirectory(prefix="cifar_jax-kill-") as name:
+        folder = pathlib.Path(name)
+        number = signal.Signals[f"SIG{flags.signal}"]
+        report = measure(flags.runs, number, flags.jobs, flags.seed, folder, train_reference(folder))
     print(json.dumps(report) if flags.json else "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in report.items()))
     return 1 if report["faults"] else 0
 

@@ -151,6 +151,7 @@ def main(argv):
     ratios = {f"{name} over ours": measure.ratio(seconds, "ours", name) for name in sides if name != "ours"}
     summaries = measure.summarize(seconds, BATCHES)
     report = {
+        "benchmark": "loader",
         "machine": measure.machine(),
         "batches": f"of {batch_size} images, {workers} workers",
         "images_per_second": {name: round(batch_size / s["median"]) for name, s in summaries.items()},

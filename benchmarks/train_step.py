@@ -111,6 +111,7 @@ def main(argv):
     ratios = {f"{name} over ours": measure.ratio(seconds, "ours", name) for name in sides if name != "ours"}
     bound = max(least["flops_s"], least["bytes_s"])
     report = {
+        "benchmark": "train_step",
         "machine": measure.machine(),
         "network": f"{config.model.variant} {tuple(config.model.widths)}, batch {config.train.batch_size}, {config.model.dtype}",
         "images_per_second": {name: round(config.train.batch_size / s["median"]) for name, s in summaries.items()},

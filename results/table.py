@@ -1,6 +1,8 @@
-"""Adds finished runs to results/runs.csv, a row a run, and writes the README's table from those rows.
+"""Adds finished runs to results/runs.csv, a row a run, and writes the README's tables from the files in results/.
 
 python results/table.py [WORKDIR ...]     a workdir's own name is that of its config, such as runs/base or /tmp/gpu/base
+
+benchmarks.jsonl holds what `python -m benchmarks.NAME --json` printed, a line a call, appended by hand.
 """
 
 import csv
@@ -11,6 +13,7 @@ import statistics
 import sys
 
 RUNS = pathlib.Path(__file__).parent / "runs.csv"
+BENCHMARKS = pathlib.Path(__file__).parent / "benchmarks.jsonl"
 README = pathlib.Path(__file__).parent.parent / "README.md"
 FIELDS = (
     "config",
@@ -25,7 +28,7 @@ FIELDS = (
     "kernels",
     "versions",
 )
-BEGIN, END = "<!-- results: written by results/table.py -->\n", "<!-- end of results -->"
+MARKS = {name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in ("results", "speed")}
 Z_95 = 1.96
 
 
@@ -75,8 +78,9 @@ def format_table(rows: list[dict]) -> str:
     ]
     for (config, epochs, device, kernels), group in groups.items():
         parameters, field = f"{int(group[0]['parameters']):,}", group[0]["receptive_field"]
-        minutes = statistics.mean(float(row["seconds"]) for row in group) / 60
-        cells = (config, parameters, field, epochs, _accuracy(group), len(group), f"{minutes:.1f} min", f"{device}; {kernels}")
+        seconds = [float(row["seconds"]) for row in group if row["seconds"]]
+        time = f"{statistics.mean(seconds) / 60:.1f} min" if seconds else "not measured alone"
+        cells = (config, parameters, field, epochs, _accuracy(group), len(group), time, f"{device}; {kernels}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -91,11 +95,44 @@ def _accuracy(group: list[dict]) -> str:
     return f"{100 * mean:.2f} % ({row['correct']} of {row['examples']}; 95 % interval ± {100 * interval:.2f})"
 
 
-def updated_readme(text: str, rows: list[dict]) -> str:
-    """The README with the table between its two marks replaced."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + format_table(rows) + END + after
+def read_benchmarks() -> list[dict]:
+    """What each benchmark printed, the latest call last."""
+    return [json.loads(line) for line in BENCHMARKS.read_text().splitlines()]
+
+
+def format_speed(reports: list[dict]) -> str:
+    """A Markdown table of the comparison with PyTorch, from the latest report of each kind."""
+    latest = {(report["benchmark"], report.get("batches")): report for report in reports}
+    step, epoch = latest["train_step", None], latest["epoch", None]
+    lines = [f"| {step['machine'].split('; load')[0]} | cifar_jax | PyTorch | ratio |", "|---|---|---|---|"]
+
+    def line(what, report, ours, theirs, others=()):
+        ratios = "; ".join(f"{report['ratios'][f'{name} over ours']['median']:.2f}" for name in ("torch", *others))
+        return f"| {what}, medians of {report['sides']['ours']['n']} | {ours} | {theirs} | {ratios} |"
+
+    ms = {name: f"{1000 * side['median']:.0f} ms" for name, side in step["sides"].items()}
+    theirs = f"{ms['torch']} channels_last; {ms['torch_compiled']} torch.compile"
+    lines.append(line(f"training step, {step['network']}", step, ms["ours"], theirs, ["torch_compiled"]))
+    for (name, batches), report in latest.items():
+        if name == "loader":
+            speed = {name: f"{value:,} images/s" for name, value in report["images_per_second"].items()}
+            what = f"loader, batches {batches}; {report['fraction_of_floor']} of Compose alone"
+            lines.append(line(what, report, speed["ours"], f"{speed['torch']}; grain {speed['grain']}", ["grain"]))
+    seconds = {name: f"{side['median']:.2f} s" for name, side in epoch["sides"].items()}
+    lines.append(line(f"an epoch of {epoch['epoch']}", epoch, seconds["ours"], seconds["torch"]))
+    memory = {name: f"{value:,} MB" for name, value in epoch["peak_memory_mb"].items()}
+    times = f"{epoch['peak_memory_ours_over_torch']} times theirs"
+    lines.append(f"| peak memory of a training process and its worker | {memory['ours']} | {memory['torch']} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def updated_readme(text: str, rows: list[dict], reports: list[dict]) -> str:
+    """The README with the tables between their marks replaced."""
+    for name, table in {"results": format_table(rows), "speed": format_speed(reports)}.items():
+        begin, end = MARKS[name]
+        before, rest = text.split(begin)
+        text = before + begin + table + end + rest.split(end)[1]
+    return text
 
 
 def main(workdirs: list[str]) -> None:
@@ -105,7 +142,7 @@ def main(workdirs: list[str]) -> None:
         row = {key: str(value) for key, value in row.items()}
         rows = [r for r in rows if any(r[key] != row[key] for key in ("config", "seed", "epochs", "device", "kernels"))] + [row]
     write_rows(rows)
-    README.write_text(updated_readme(README.read_text(), rows))
+    README.write_text(updated_readme(README.read_text(), rows, read_benchmarks()))
 
 
 if __name__ == "__main__":

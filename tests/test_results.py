@@ -1,4 +1,4 @@
-"""The README's table is what the rows of results/runs.csv say."""
+"""The README's tables are what the files in results/ say."""
 
 import importlib.util
 import pathlib
@@ -16,9 +16,19 @@ def make_row(**changes):
     )
 
 
-def test_readme_table_is_generated_from_the_rows():
+def test_readme_tables_are_generated_from_the_rows():
     text = (ROOT / "README.md").read_text()
-    assert table.updated_readme(text, table.read_rows()) == text
+    assert table.updated_readme(text, table.read_rows(), table.read_benchmarks()) == text
+
+
+def test_the_latest_report_of_each_benchmark_is_shown():
+    reports = table.read_benchmarks()
+    old = [{**report, "peak_memory_mb": {"ours": 1, "torch": 1}} for report in reports if report["benchmark"] == "epoch"]
+    assert table.format_speed(old + reports) == table.format_speed(reports) != table.format_speed(reports + old)
+
+
+def test_a_run_whose_time_is_not_known_shows_none():
+    assert "| not measured alone |" in table.format_table([make_row(seconds="")])
 
 
 def test_every_row_counts_the_whole_test_set():

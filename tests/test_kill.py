@@ -1,0 +1,38 @@
+"""The short form of benchmarks.kill: real processes killed, also amid a save, end in the same bytes as one that was not."""
+
+import random
+import signal
+
+import pytest
+
+from benchmarks import kill
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return kill.train_reference(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture
+def moments(monkeypatch):
+    """A function that sets the moments of the lives to come, in place of random ones."""
+
+    def set_moments(*names):
+        left = list(names)
+        monkeypatch.setattr(random.Random, "choices", lambda self, *_: [left.pop(0) if left else "any"])
+
+    return set_moments
+
+
+def test_killed_before_and_amid_saves_and_anywhere_a_run_ends_in_the_same_bytes(moments, tmp_path, reference):
+    moments("start", "save", "any", "save")
+    report = kill.measure(4, signal.SIGKILL, 1, 0, tmp_path, reference)
+    assert report["faults"] == []
+    assert report["signals"] >= 4 and report["mid_save"] >= 2 and report["resumed"] >= 2 and report["finished"] >= 1
+
+
+def test_terminated_amid_a_save_a_run_finishes_it_and_resumes_to_the_same_bytes(moments, tmp_path, reference):
+    moments("save", "any")
+    report = kill.measure(2, signal.SIGTERM, 1, 0, tmp_path, reference)
+    assert report["faults"] == []
+    assert report["signals"] >= 2 and report["mid_save"] == 0 and report["finished"] >= 1
