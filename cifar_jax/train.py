@@ -78,9 +78,19 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
         def count(state, split):
             return evaluate(eval_step, final_variables(state), split, dataset.mean, dataset.std)
 
-        watched = ("validation", held_out) if len(held_out) else ("test", dataset.test)
+        split = ("validation", held_out) if len(held_out) else ("test", dataset.test)
         step = _announce_first(train_step, log)
-        state, counts = _train_epochs(config, step, state, start, loader, schedule, log, checkpoints, count, watched)
+        state, counts = _train_epochs(
+            config,
+            lambda state, epoch, **options: train_epoch(step, state, loader, epoch, schedule, log, **options),
+            lambda state: (split[0], count(state, split[1])),
+            state,
+            start,
+            steps_per_epoch=loader.steps_per_epoch,
+            schedule=schedule,
+            log=log,
+            checkpoints=checkpoints,
+        )
         if counts is None or len(held_out):  # None: every epoch was done before
             counts = count(state, dataset.test)
     save_weights(
@@ -95,11 +105,11 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
     return workdir.write_result(path, config, dataset, counts, log.rows)
 
 
-def _train_epochs(config, train_step, state, start, loader, schedule, log, checkpoints, count, watched):
+def _train_epochs(config, run_epoch, watch, state, start, *, steps_per_epoch, schedule, log, checkpoints):
     """Trains, evaluates and saves epoch after epoch, the first from `start` on. Returns (state, the last epoch's counts).
 
-    watched: (name, split) evaluated each epoch by count(state, split). A signal ends it after a step or an evaluation,
-    once that is saved.
+    run_epoch(state, epoch, start=, save=): see train_epoch. watch(state): the name and the counts of what is evaluated
+    after each. A signal ends it after a step or an evaluation, once that is saved.
     """
 
     def save(state, step, progress):
@@ -114,11 +124,11 @@ def _train_epochs(config, train_step, state, start, loader, schedule, log, check
     counts = None
     for epoch in range(len(log.rows) + 1, config.train.epochs + 1):
         stopping.check()
-        state, progress = train_epoch(train_step, state, loader, epoch, schedule, log, start=start, save=save_amid)
+        state, progress = run_epoch(state, epoch, start=start, save=save_amid)
         began, start = time.perf_counter(), Progress()
-        counts = count(state, watched[1])
-        check_finite(counts["loss"], epoch * loader.steps_per_epoch - 1, schedule)
-        row = _make_row(epoch, loader.steps_per_epoch, schedule, progress, counts, watched[0])
+        split, counts = watch(state)
+        check_finite(counts["loss"], epoch * steps_per_epoch - 1, schedule)
+        row = _make_row(epoch, steps_per_epoch, schedule, progress, counts, split)
         row["seconds"] = progress.seconds + time.perf_counter() - began
         log.write(row, _seconds_left(log.rows + [row], config.train.epochs))
         if epoch % config.checkpoint.every_epochs == 0 or epoch == config.train.epochs or stopping.received():

@@ -20,6 +20,7 @@ from cifar_jax import train as train_module
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import read_config
 from cifar_jax.data import shapes
+from cifar_jax.data.augment import augment_batch, make_train_transform
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.evaluate import evaluate_files
 from cifar_jax.log import RunLog
@@ -195,6 +196,32 @@ def test_saved_and_stopped_amid_an_epoch_a_run_resumes_to_the_same_bits(tmp_path
         assert len(read_rows(path)) == stop // 8
     train(config, path)
     assert_same_outcome(path, whole)
+
+
+def test_the_seed_changes_weights_order_and_augmentation(tmp_path, monkeypatch):
+    begun = []
+    run_epoch = train_module.train_epoch
+
+    def watching_epoch(step, state, loader, *rest, **options):
+        begun.append((jax.device_get(state.params), next(loader.epoch(1))["label"]))
+        return run_epoch(step, state, loader, *rest, **options)
+
+    monkeypatch.setattr(train_module, "train_epoch", watching_epoch)
+    for i, seed in enumerate((0, 0, 1)):
+        train(make_config("train.epochs=1", f"seed={seed}"), tmp_path / str(i))
+    jax.tree.map(np.testing.assert_array_equal, begun[0], begun[1])
+    for one, other in zip(jax.tree.leaves(begun[0]), jax.tree.leaves(begun[2]), strict=True):
+        assert one.ndim < 2 and not one.dtype == np.int32 or not np.array_equal(one, other)  # all but scales and biases
+    assert np.array_equal(augmented(7, seed=0), augmented(7, seed=0))
+    assert not np.array_equal(augmented(7, seed=0), augmented(7, seed=1))
+
+
+def augmented(index, seed):
+    """An image as the training of a seed sees it in epoch 1."""
+    compose = make_train_transform(make_config().augment, DATA.mean, DATA.std)
+    out = np.empty((1, 32, 32, 3), np.float32)
+    augment_batch(compose, DATA.train.images, [index], out, seed=seed, epoch=1)
+    return out
 
 
 def test_it_saves_every_so_many_seconds(tmp_path, monkeypatch):
