@@ -1,5 +1,6 @@
 """Training: what is checked before anything is written, the wiring, and the loop over epochs."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -14,6 +15,7 @@ from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.loader import make_train_loader
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.epoch import Progress, check_finite, train_epoch
+from cifar_jax.errors import RunError
 from cifar_jax.evaluate import evaluate
 from cifar_jax.log import RunLog
 from cifar_jax.models import create_model, why_not_native
@@ -39,7 +41,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     workdir.check_device()
     dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
-    with workdir.lock(path):
+    with _errors_of_writing(path), workdir.lock(path):
         newest = find_newest(path / "checkpoints")
         workdir.create(path, config, fingerprint(dataset))
         with (
@@ -57,6 +59,19 @@ def train(config, directory: str | os.PathLike) -> dict:
             return _run(config, path, dataset, held_out, loader, checkpoints)
 
 
+@contextlib.contextmanager
+def _errors_of_writing(path):
+    try:
+        yield
+    except BrokenPipeError:  # whoever read our output has left
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or path} cannot be written ({error.strerror}); make room there, then start the same command "
+            "again to resume"
+        ) from error
+
+
 def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
     """Makes or restores the state, trains the epochs that are left, writes the results."""
     schedule = make_schedule(config.schedule, config.train.epochs * loader.steps_per_epoch)
@@ -69,10 +84,8 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
     state = create_state(model, tx, config.seed, with_ema=config.ema.decay > 0)
     state, progress = checkpoints.restore(state) or (state, {"rows": []})
     rows, start = progress.pop("rows"), Progress(**progress)
-    with (
-        RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=loader.steps_per_epoch, rows=rows) as log,
-        stopping.deferred(),
-    ):
+    log = RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=loader.steps_per_epoch, rows=rows)
+    with stopping.deferred():
         log.say(_opening(config, path, dataset, kept=len(dataset.train) - len(held_out), rows=rows, start=start))
 
         def count(state, split):
@@ -182,8 +195,7 @@ def _opening(config, path, dataset, *, kept: int, rows, start: Progress) -> str:
     device = jax.devices()[0]
     reason = why_not_native(config.model)
     kernels = f"without native kernels ({reason})" if reason else "with native kernels"
-    amid = f"{' and' if rows else ' after'} {start.batches} steps of the next" if start.batches else ""
-    resumed = f"; resuming{f' after epoch {len(rows)}' if rows else ''}{amid}" if rows or start.batches else ""
+    resumed = f"; resuming after epoch {len(rows)} and {start.batches} steps of the next" if rows or start.batches else ""
     return (
         f"Training {config.model.name}/{config.model.variant} on {kept} images from {dataset.source} for {config.train.epochs} "
         f"epochs on {device.platform} {kernels}, in {path}{resumed}"
