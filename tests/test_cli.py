@@ -183,7 +183,7 @@ def test_result_has_the_fields_of_the_contract(finished):
 
 def test_config_json_is_the_config_with_its_overrides(finished):
     stored = json.loads((finished / "config.json").read_text())
-    assert stored["format_version"] == 1
+    assert stored["format_version"] == 2 and len(stored["sha256"]) == 64
     assert flatten(stored["config"])["model.widths"] == [8, 8, 8, 16] and stored["config"]["train"]["epochs"] == 2
 
 
