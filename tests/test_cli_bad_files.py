@@ -143,7 +143,7 @@ def test_workdir_with_damaged_json(refused, tmp_path, name, content):
 def test_workdir_of_a_later_version(refused, tmp_path, name):
     workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
     (tmp_path / "run" / name).write_text('{"format_version": 99}')
-    assert "got format 99, expected at most 1; update" in refused("--config", SMOKE, "--workdir", tmp_path / "run")
+    assert "got format 99, expected at most 2; update" in refused("--config", SMOKE, "--workdir", tmp_path / "run")
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "unfinished"])

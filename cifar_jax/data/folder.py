@@ -10,6 +10,7 @@ import numpy as np
 from cifar_jax.data.dataset import Dataset, Split, channel_statistics
 from cifar_jax.errors import InputError
 
+MOST_BYTES = 2**28  # of an image file: a photograph has a tenth of that
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LAYOUT = "expected train/<class>/*.png|jpg|… and test/<class>/… in it"
 
@@ -60,16 +61,22 @@ def _read_split(split: pathlib.Path, classes: list[str]) -> Split:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Returns an image file as uint8 (32, 32, 3) RGB, upright as its EXIF says; InputError when it is not an image."""
+    """Returns an image file as uint8 (32, 32, 3) RGB, upright as its EXIF says; InputError when it is not an image.
+
+    A file of over 256 MB, or whose header claims over 64 million pixels (see cifar_jax/__init__.py), is none.
+    """
     kinds = ", ".join(SUFFIXES)
     image = None
     try:
-        if pathlib.Path(path).suffix.lower() in SUFFIXES and os.path.getsize(path):
+        # is_file: a FIFO or a device would be read for ever
+        if pathlib.Path(path).suffix.lower() in SUFFIXES and os.path.isfile(path) and 0 < os.path.getsize(path) <= MOST_BYTES:
             image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     except (OSError, cv2.error):  # a folder, an unreadable file; an image beyond what OpenCV will allocate
         pass
     if image is None:
-        raise InputError(f"{path}: not an image, expected a whole {kinds} file; remove or replace it")
+        raise InputError(
+            f"{path}: not an image, expected a whole {kinds} file of at most 64 million pixels; remove or replace it"
+        )
     if image.shape[:2] != (32, 32):
         shrinks = min(image.shape[:2]) >= 32
         image = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

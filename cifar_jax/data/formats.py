@@ -3,6 +3,7 @@
 Archives are checked before they are opened and read in memory, by name, each member bounded; nothing goes to disk.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ from cifar_jax.data.cache import CIFAR10, Arrays, Release
 from cifar_jax.errors import InputError
 
 PIXELS = 32 * 32 * 3
+PNG = b"\x89PNG\r\n\x1a\n"
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 BATCHES = (*TRAIN, "test_batch")
 LABELS = ("train_lables.json", "test_lables.json")  # spelt so in the package
@@ -62,6 +64,8 @@ def read_folder(form: Form, path: str | os.PathLike, release: Release = CIFAR10)
     for name, limit in form.limits(release).items():
         member = pathlib.Path(path, name)
         try:
+            if not member.is_file():  # a FIFO or a device would be read for ever
+                raise FileNotFoundError(errno.ENOENT, "no such file")
             with open(member, "rb") as file:
                 files[name] = file.read(limit + 1)
         except OSError as error:
@@ -96,7 +100,7 @@ def read_members(path: str | os.PathLike, folder: str, limits: Mapping[str, int]
 def _parse(form: Form, path: str | os.PathLike, files: dict[str, bytes], release: Release) -> Arrays:
     try:
         return form.parse(files, release)
-    except (ValueError, KeyError, TypeError, pickle.UnpicklingError, EOFError, cv2.error) as error:
+    except (ValueError, LookupError, TypeError, RecursionError, pickle.UnpicklingError, EOFError, cv2.error) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be parsed as {form.archive} ({reason}); {AGAIN}") from None
 
@@ -159,7 +163,7 @@ def parse_npm(files: dict[str, bytes], release: Release = CIFAR10) -> Arrays:
     def decode(name: str) -> np.ndarray:
         content = files[f"{name}.png"]
         width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))  # IHDR, before any allocation
-        if (width, height) != (1024, images_per_file):
+        if not content.startswith(PNG) or (width, height) != (1024, images_per_file):  # of another format it says nothing
             raise ValueError(f"{name}.png is {width}×{height}, expected 1024×{images_per_file}")
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if image is None or image.shape != (images_per_file, 1024, 3):
