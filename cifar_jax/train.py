@@ -39,7 +39,8 @@ def train(config, directory: str | os.PathLike) -> dict:
     if result:
         return result
     workdir.check_device()
-    dataset = load_dataset(config.data.source, config.data.dir)
+    with stopping.interruptible():
+        dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
     with _errors_of_writing(path), workdir.lock(path):
         newest = find_newest(path / "checkpoints")
@@ -85,27 +86,26 @@ def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
     state, progress = checkpoints.restore(state) or (state, {"rows": []})
     rows, start = progress.pop("rows"), Progress(**progress)
     log = RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=loader.steps_per_epoch, rows=rows)
-    with stopping.deferred():
-        log.say(_opening(config, path, dataset, kept=len(dataset.train) - len(held_out), rows=rows, start=start))
+    log.say(_opening(config, path, dataset, kept=len(dataset.train) - len(held_out), rows=rows, start=start))
 
-        def count(state, split):
-            return evaluate(eval_step, final_variables(state), split, dataset.mean, dataset.std)
+    def count(state, split):
+        return evaluate(eval_step, final_variables(state), split, dataset.mean, dataset.std)
 
-        split = ("validation", held_out) if len(held_out) else ("test", dataset.test)
-        step = _announce_first(train_step, log)
-        state, counts = _train_epochs(
-            config,
-            lambda state, epoch, **options: train_epoch(step, state, loader, epoch, schedule, log, **options),
-            lambda state: (split[0], count(state, split[1])),
-            state,
-            start,
-            steps_per_epoch=loader.steps_per_epoch,
-            schedule=schedule,
-            log=log,
-            checkpoints=checkpoints,
-        )
-        if counts is None or len(held_out):  # None: every epoch was done before
-            counts = count(state, dataset.test)
+    split = ("validation", held_out) if len(held_out) else ("test", dataset.test)
+    step = _announce_first(train_step, log)
+    state, counts = _train_epochs(
+        config,
+        lambda state, epoch, **options: train_epoch(step, state, loader, epoch, schedule, log, **options),
+        lambda state: (split[0], count(state, split[1])),
+        state,
+        start,
+        steps_per_epoch=loader.steps_per_epoch,
+        schedule=schedule,
+        log=log,
+        checkpoints=checkpoints,
+    )
+    if counts is None or len(held_out):  # None: every epoch was done before
+        counts = count(state, dataset.test)
     save_weights(
         path / "weights.safetensors",
         final_variables(state),

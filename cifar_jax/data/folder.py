@@ -1,16 +1,21 @@
 """Reads a data set of anyone's own: DIR/train/<class>/*.png|jpg|… and DIR/test/<class>/…, with any classes."""
 
+import io
 import os
 import pathlib
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+import PIL.Image
 
 from cifar_jax.data.dataset import Dataset, Split, channel_statistics
 from cifar_jax.errors import InputError
 
-MOST_BYTES = 2**28  # of an image file: a photograph has a tenth of that
+# What an image may have, far more than photographs do: claims beyond that are for exhausting the memory.
+MOST_BYTES, MOST_PIXELS = 2**28, 2**26
+KINDS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LAYOUT = "expected train/<class>/*.png|jpg|… and test/<class>/… in it"
 
@@ -63,15 +68,21 @@ def _read_split(split: pathlib.Path, classes: list[str]) -> Split:
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Returns an image file as uint8 (32, 32, 3) RGB, upright as its EXIF says; InputError when it is not an image.
 
-    A file of over 256 MB, or whose header claims over 64 million pixels (see cifar_jax/__init__.py), is none.
+    A file of over 256 MB, or whose header claims over 64 million pixels, is none.
     """
     kinds = ", ".join(SUFFIXES)
     image = None
     try:
-        # is_file: a FIFO or a device would be read for ever
+        # isfile: a FIFO or a device would be read for ever
         if pathlib.Path(path).suffix.lower() in SUFFIXES and os.path.isfile(path) and 0 < os.path.getsize(path) <= MOST_BYTES:
-            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):  # a folder, an unreadable file; an image beyond what OpenCV will allocate
+            image = _decode(np.fromfile(path, np.uint8))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        PIL.Image.DecompressionBombError,
+        cv2.error,
+    ):  # a folder, an unreadable file; what Pillow and OpenCV refuse
         pass
     if image is None:
         raise InputError(
@@ -81,3 +92,10 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         shrinks = min(image.shape[:2]) >= 32
         image = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode(content: np.ndarray) -> np.ndarray | None:
+    """BGR, or None. Pillow reads the header, since OpenCV allocates whatever that claims, up to 1,000 million pixels."""
+    with warnings.catch_warnings(action="ignore"), PIL.Image.open(io.BytesIO(content), formats=KINDS) as header:
+        width, height = header.size
+    return cv2.imdecode(content, cv2.IMREAD_COLOR) if width * height <= MOST_PIXELS else None

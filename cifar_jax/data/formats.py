@@ -64,8 +64,8 @@ def read_folder(form: Form, path: str | os.PathLike, release: Release = CIFAR10)
     for name, limit in form.limits(release).items():
         member = pathlib.Path(path, name)
         try:
-            if not member.is_file():  # a FIFO or a device would be read for ever
-                raise FileNotFoundError(errno.ENOENT, "no such file")
+            if member.exists() and not member.is_file():  # a FIFO or a device would be read for ever
+                raise OSError(errno.EINVAL, "no ordinary file")
             with open(member, "rb") as file:
                 files[name] = file.read(limit + 1)
         except OSError as error:
