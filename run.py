@@ -58,6 +58,8 @@ def parse(argv: list[str]):
 def train(flags, overrides):
     from cifar_jax import config, train, workdir
 
+    if flags.workdir == "":
+        raise InputError("--workdir: got an empty name, expected that of a folder; leave the flag out for runs/NAME")
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
     print(workdir.format_result(result, directory))
@@ -105,7 +107,8 @@ def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):  # Orbax logs a traceback of what it then raises as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         stopping.listen()
         flags, overrides = parse(argv)

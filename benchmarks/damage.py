@@ -21,6 +21,7 @@ import tempfile
 import numpy as np
 
 from benchmarks.kill import train_reference
+from benchmarks.measure import positive
 from cifar_jax import manifest
 from cifar_jax.checkpoint import find_newest, list_steps
 from cifar_jax.data import cache
@@ -118,7 +119,7 @@ def measure(run: pathlib.Path, folder: pathlib.Path, flips: int, seed: int) -> d
 
 def main(argv) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=200, help="bits flipped, and cuts, of each file")
+    parser.add_argument("--flips", type=positive, default=200, help="bits flipped, and cuts, of each file")
     parser.add_argument("--seed", type=int, default=0, help="of the places")
     parser.add_argument("--json", action="store_true", help="print one object, last")
     flags = parser.parse_args(argv)

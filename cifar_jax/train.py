@@ -38,6 +38,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     result = workdir.read_result(path)
     if result:
         return result
+    workdir.check_writable(path)
     workdir.check_device()
     with stopping.interruptible():
         dataset = load_dataset(config.data.source, config.data.dir)

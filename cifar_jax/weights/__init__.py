@@ -74,7 +74,7 @@ def find_weights(name: str) -> pathlib.Path:
     """The file of a committed name or a path; raises InputError where there is neither."""
     names = sorted(path.stem for path in COMMITTED.glob("*.safetensors"))
     path = COMMITTED / f"{name}.safetensors" if name in names else pathlib.Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, not an error, for a name that no file can have
         raise InputError(f"weights: got {name}, expected a file or one of the committed names ({', '.join(names) or 'none yet'})")
     return path
 
