@@ -1,21 +1,16 @@
 """Reads a data set of anyone's own: DIR/train/<class>/*.png|jpg|… and DIR/test/<class>/…, with any classes."""
 
-import io
 import os
 import pathlib
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
-import PIL.Image
 
 from cifar_jax.data.dataset import Dataset, Split, channel_statistics
+from cifar_jax.data.decode import MOST_BYTES, decode_image
 from cifar_jax.errors import InputError
 
-# What an image may have, far more than photographs do: claims beyond that are for exhausting the memory.
-MOST_BYTES, MOST_PIXELS = 2**28, 2**26
-KINDS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LAYOUT = "expected train/<class>/*.png|jpg|… and test/<class>/… in it"
 
@@ -71,31 +66,18 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     A file of over 256 MB, or whose header claims over 64 million pixels, is none.
     """
     kinds = ", ".join(SUFFIXES)
-    image = None
     try:
         # isfile: a FIFO or a device would be read for ever
-        if pathlib.Path(path).suffix.lower() in SUFFIXES and os.path.isfile(path) and 0 < os.path.getsize(path) <= MOST_BYTES:
-            image = _decode(np.fromfile(path, np.uint8))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        PIL.Image.DecompressionBombError,
-        cv2.error,
-    ):  # a folder, an unreadable file; what Pillow and OpenCV refuse
-        pass
-    if image is None:
-        raise InputError(
-            f"{path}: not an image, expected a whole {kinds} file of at most 64 million pixels; remove or replace it"
-        )
+        if pathlib.Path(path).suffix.lower() not in SUFFIXES or not os.path.isfile(path):
+            raise ValueError("its name or kind is another")
+        if os.path.getsize(path) > MOST_BYTES:
+            raise ValueError(f"it has {os.path.getsize(path)} bytes")
+        image = decode_image(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        expected = f"a whole {kinds} file of at most 64 million pixels"
+        raise InputError(f"{path}: not an image ({reason}), expected {expected}; remove or replace it") from None
     if image.shape[:2] != (32, 32):
         shrinks = min(image.shape[:2]) >= 32
         image = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _decode(content: np.ndarray) -> np.ndarray | None:
-    """BGR, or None. Pillow reads the header, since OpenCV allocates whatever that claims, up to 1,000 million pixels."""
-    with warnings.catch_warnings(action="ignore"), PIL.Image.open(io.BytesIO(content), formats=KINDS) as header:
-        width, height = header.size
-    return cv2.imdecode(content, cv2.IMREAD_COLOR) if width * height <= MOST_PIXELS else None
+    return image

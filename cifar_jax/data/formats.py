@@ -16,14 +16,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from cifar_jax.data.cache import CIFAR10, Arrays, Release
+from cifar_jax.data.decode import decode_image
 from cifar_jax.errors import InputError
 
 PIXELS = 32 * 32 * 3
-PNG = b"\x89PNG\r\n\x1a\n"
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 BATCHES = (*TRAIN, "test_batch")
 LABELS = ("train_lables.json", "test_lables.json")  # spelt so in the package
@@ -100,7 +99,7 @@ def read_members(path: str | os.PathLike, folder: str, limits: Mapping[str, int]
 def _parse(form: Form, path: str | os.PathLike, files: dict[str, bytes], release: Release) -> Arrays:
     try:
         return form.parse(files, release)
-    except (ValueError, LookupError, TypeError, RecursionError, pickle.UnpicklingError, EOFError, cv2.error) as error:
+    except (ValueError, LookupError, TypeError, RecursionError, pickle.UnpicklingError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be parsed as {form.archive} ({reason}); {AGAIN}") from None
 
@@ -161,14 +160,11 @@ def parse_npm(files: dict[str, bytes], release: Release = CIFAR10) -> Arrays:
     images_per_file = release.images_per_file
 
     def decode(name: str) -> np.ndarray:
-        content = files[f"{name}.png"]
-        width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))  # IHDR, before any allocation
-        if not content.startswith(PNG) or (width, height) != (1024, images_per_file):  # of another format it says nothing
-            raise ValueError(f"{name}.png is {width}×{height}, expected 1024×{images_per_file}")
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if image is None or image.shape != (images_per_file, 1024, 3):
-            raise ValueError(f"{name}.png is not a whole PNG file")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).reshape(-1, 32, 32, 3)  # n (h w) c -> n h w c
+        try:
+            image = decode_image(files[f"{name}.png"], ("PNG",), (1024, images_per_file))
+        except ValueError as error:
+            raise ValueError(f"{name}.png: {error}") from error
+        return image.reshape(-1, 32, 32, 3)  # n (h w) c -> n h w c
 
     train, test = (_to_labels(np.asarray(json.loads(files[name])), name) for name in LABELS)
     if (len(train), len(test)) != (5 * images_per_file, images_per_file):
