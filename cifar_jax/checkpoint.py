@@ -146,8 +146,7 @@ class Checkpoints:
         except Exception as error:  # whole, yet not what this version reads: Orbax raises nearly anything
             raise RunError(
                 f"the checkpoint {self._directory / str(self._resume_from)} is whole, but cannot be read ({_reason(error)}); "
-                "use the "
-                "version of cifar_jax that wrote it, or another --workdir"
+                "use the version of cifar_jax that wrote it, or another --workdir"
             ) from error
         return restored["state"], restored["progress"]
 
