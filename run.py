@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import pathlib
-import signal
 import sys
 
 from cifar_jax import stopping
@@ -59,6 +58,8 @@ def parse(argv: list[str]):
 def train(flags, overrides):
     from cifar_jax import config, train, workdir
 
+    if flags.workdir == "":
+        raise InputError("--workdir: got an empty name, expected that of a folder; leave the flag out for runs/NAME")
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
     print(workdir.format_result(result, directory))
@@ -93,7 +94,8 @@ def data(flags, overrides):
 
     settings = config.read_config(flags.config, overrides)
     config.check_config(settings)
-    dataset = load_dataset(settings.data.source, settings.data.dir)
+    with stopping.interruptible():
+        dataset = load_dataset(settings.data.source, settings.data.dir)
     checked = "every digest matches" if dataset.verified else "accepted by name, no digests to match"
     print(
         f"{len(dataset.train)} training and {len(dataset.test)} test images of {len(dataset.classes)} classes from "
@@ -105,7 +107,8 @@ def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):  # Orbax logs a traceback of what it then raises as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         stopping.listen()
         flags, overrides = parse(argv)
@@ -118,8 +121,7 @@ def main(argv: list[str]) -> int:
         return 1
     except stopping.Stopped as stopped:
         stopping.ignore()  # ending already
-        name = signal.Signals(stopped.args[0]).name
-        print(f"stopped by {name}; the same command resumes a training run at its last checkpoint", file=sys.stderr)
+        print(stopping.describe(stopped.args[0]), file=sys.stderr)
         return 128 + stopped.args[0]
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say

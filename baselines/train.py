@@ -147,8 +147,8 @@ def train(config, path: pathlib.Path):
         seed=config.seed,
         workers=config.data.workers,
     )
-    with RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=len(loader)) as log:
-        counts, model = run_epochs(config, dataset, held_out, loader, log)
+    log = RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=len(loader))
+    counts, model = run_epochs(config, dataset, held_out, loader, log)
     return write_result(path, config, dataset, counts, log.rows, model)
 
 

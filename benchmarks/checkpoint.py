@@ -11,7 +11,6 @@ Latest result: not measured.
 import functools
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 
@@ -78,4 +77,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure.run(main)

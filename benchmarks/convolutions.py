@@ -7,8 +7,6 @@ it. Which form a platform should get is read from here; model.kernels=native is 
 Latest result, not measured. GPU: not measured.
 """
 
-import sys
-
 import jax
 from jax import lax
 
@@ -101,4 +99,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure.run(main)

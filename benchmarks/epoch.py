@@ -129,7 +129,7 @@ def _proportional_set_size(pid: int) -> int:
 
 def main(argv):
     parser = measure.make_parser(__doc__)
-    parser.add_argument("--images", type=int, default=6400, help="of an epoch")
+    parser.add_argument("--images", type=measure.positive, default=6400, help="of an epoch")
     parser.add_argument("--only", choices=SIDES, help="train and evaluate one side once, and say nothing")
     flags, overrides = parser.parse_known_args(argv)
     config = read_config(flags.config, overrides)
@@ -159,4 +159,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure.run(main)

@@ -27,6 +27,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from benchmarks.measure import positive
 from cifar_jax import manifest
 from cifar_jax.weights import load_weights
 
@@ -186,9 +187,9 @@ def measure(runs: int, number: signal.Signals, jobs: int, seed: int, folder: pat
 
 def main(argv) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200, help="how many times the signal is sent")
+    parser.add_argument("--runs", type=positive, default=200, help="how many times the signal is sent")
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", action="store_true", help="print one object, last")
     flags = parser.parse_args(argv)

@@ -13,7 +13,6 @@ Latest result, 2 CPU cores (Xeon 2.6 GHz), Python 3.11.7, torch 2.13.0+cpu, grai
 import contextlib
 import itertools
 import multiprocessing
-import sys
 
 import numpy as np
 
@@ -164,4 +163,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure.run(main)

@@ -4,10 +4,13 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
+
+from cifar_jax.errors import InputError
 
 PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain")
 
@@ -16,9 +19,25 @@ def make_parser(doc: str, **defaults) -> argparse.ArgumentParser:
     """The flags that all benchmarks share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/base.py", help="chooses the network and the batch")
-    parser.add_argument("--repeats", type=int, default=defaults.get("repeats", 9), help="of every side")
+    parser.add_argument("--repeats", type=positive, default=defaults.get("repeats", 9), help="of every side")
     parser.add_argument("--json", action="store_true", help="print one object, last")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for a flag."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)  # argparse names the flag and the text
+    return value
+
+
+def run(main) -> None:
+    """Runs a benchmark's main(argv) as a command: bad input is one line and exit code 2."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def in_turn(sides: dict, repeats: int, pause: float = 0.0) -> dict[str, list[float]]:

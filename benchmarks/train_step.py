@@ -11,7 +11,6 @@ GPU: not measured.
 import itertools
 import math
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -126,4 +125,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure.run(main)

@@ -1,7 +1,10 @@
 """Configs: read from a file with overrides, checked key by key, compared, and turned into JSON and back."""
 
+import ast
 import difflib
+import errno
 import json
+import os
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -43,9 +46,11 @@ TYPES = {"data.dir": str, "optim.nesterov": bool, "log.tensorboard": bool}
 KNOWN = {*RANGES, *CHOICES, *TYPES, "model.widths"}  # and the augment section, which augment.check_augment knows
 
 
-def _known_keys(path: str) -> set[str]:
-    """The keys of a config file; raises InputError where it is missing or does not run."""
+def _run_file(path: str) -> dict:
+    """{key: value} of a config file; raises InputError where it is missing or does not run."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a FIFO would be waited for
+            raise OSError(errno.EINVAL, "no ordinary file")
         with open(path) as file:
             scope = {"__name__": "config", "__file__": path}
             exec(compile(file.read(), path, "exec"), scope)
@@ -54,7 +59,7 @@ def _known_keys(path: str) -> set[str]:
         config = scope["get_config"]()
         if not isinstance(config, ConfigDict):
             raise TypeError(f"get_config() returned a {type(config).__name__}")
-        return set(flatten(config))
+        return flatten(config)
     except OSError as error:
         raise InputError(f"--config: got {path}, which cannot be read ({error.strerror}); name one of configs/*.py") from error
     except (Exception, SystemExit) as error:  # whatever the file itself raises is bad input, too
@@ -69,7 +74,7 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
 
     Raises InputError for a missing or broken file, an unknown key (with the nearest), or a value of the wrong type.
     """
-    known = _known_keys(path)
+    known = _run_file(path)
     values = flags.FlagValues()
     argv = ["run.py", f"--config={path}", *overrides]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -89,12 +94,21 @@ def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)  # sets the overrides already
         values(argv)
     except Exception as error:
-        raise InputError(_explain(error, "the stored config", overrides, set(flatten(config)))) from error
+        raise InputError(_explain(error, "the stored config", overrides, flatten(config))) from error
     return config.lock()
 
 
-def _explain(error: Exception, path: str, overrides: list[str], known: set[str]) -> str:
-    """One line for an error that ml_collections raised while it applied overrides to a config with the keys `known`."""
+# What a text must be, by the type of the value that it replaces: (its words, how it is read).
+_TEXTS = {
+    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
+    int: ("a whole number", int),
+    float: ("a number", float),
+    list: ("numbers in brackets, such as (32, 64, 96, 128)", ast.literal_eval),
+}
+
+
+def _explain(error: Exception, path: str, overrides: list[str], known: dict) -> str:
+    """One line for an error that ml_collections raised while it applied overrides to the values `known` of a config."""
     for override in overrides:
         name = override.lstrip("-").split("=")[0]
         key = name.removeprefix("config.")
@@ -104,6 +118,12 @@ def _explain(error: Exception, path: str, overrides: list[str], known: set[str])
             near = difflib.get_close_matches(key, known, 1, 0.5)
             hint = f"did you mean --config.{near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
             return f"--{name}: no such key in {path}; {hint}"
+        words, read = _TEXTS.get(type(known[key]), ("a text", str))
+        text = override.partition("=")[2]
+        try:
+            read(text)
+        except (ValueError, SyntaxError, LookupError):
+            return f"{key}: got {text!r}, expected {words}; write --config.{key}={known[key]}, for example"
     reason = " ".join(str(error).split())
     return f"config {path}: {' '.join(overrides)}: {reason}; give a value of the key's type"
 

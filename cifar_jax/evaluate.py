@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from cifar_jax import metrics, workdir
+from cifar_jax import metrics, stopping, workdir
 from cifar_jax.budget import summarize
 from cifar_jax.config import check_config, with_overrides
 from cifar_jax.data.dataset import Split
@@ -19,13 +19,14 @@ from cifar_jax.weights import check_variables, load_weights
 BATCH_SIZE = 500  # divides CIFAR-10's 10,000 and 5,000; the size changes no result, only speed
 
 
-def evaluate(eval_step, variables, split: Split, mean, std) -> dict:
+def evaluate(eval_step, variables, split: Split, mean, std, *, check=lambda: None) -> dict:
     """Returns loss, accuracy, correct, examples, and class_accuracy (a list of fractions, None for an absent class).
 
-    eval_step: a compiled steps.make_eval_step. Every image counts exactly once.
+    eval_step: a compiled steps.make_eval_step; check: called before each batch. Every image counts exactly once.
     """
     sums = None
     for batch in Prefetch(eval_batches(split, mean, std, BATCH_SIZE), jax.device_put):
+        check()
         batch_sums = eval_step(variables, batch)
         sums = batch_sums if sums is None else metrics.add(sums, batch_sums)
     return to_counts(jax.device_get(sums))
@@ -65,13 +66,15 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
     model = create_model(config.model)
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     check_variables(found.variables, expected, found.path)
-    dataset = load_dataset(config.data.source, config.data.dir)
+    with stopping.interruptible():
+        dataset = load_dataset(config.data.source, config.data.dir)
     if dataset.classes != found.classes:
         raise InputError(
             f"data: got the classes {', '.join(dataset.classes[:10])}, expected those of the weights: "
             f"{', '.join(found.classes[:10])}; name the data with --config.data.source and --config.data.dir"
         )
-    counts = evaluate(jax.jit(make_eval_step(model)), found.variables, dataset.test, found.mean, found.std)
+    eval_step = jax.jit(make_eval_step(model))
+    counts = evaluate(eval_step, found.variables, dataset.test, found.mean, found.std, check=stopping.check)
     return workdir.evaluation_result(
         config, found.classes, "test", counts, summarize(config.model).parameters, found.train_seconds
     )

@@ -7,6 +7,8 @@ import sys
 
 from tqdm import tqdm
 
+from cifar_jax.tensorboard import append_scalars, create_events
+
 # Fields of a row that TensorBoard shows as curves; the rest are constants or counts.
 SCALARS = (
     "learning_rate",
@@ -36,7 +38,7 @@ def epoch_line(row: dict) -> str:
 
 
 class RunLog:
-    """The log of one run in its workdir; a context manager.
+    """The log of one run in its workdir.
 
     rows: those of the epochs done before, on resume; metrics.jsonl is written anew from them, so that it never holds
     an epoch twice or one that the checkpoint does not have.
@@ -51,11 +53,7 @@ class RunLog:
         temporary = self._path.with_name(self._path.name + ".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         os.replace(temporary, self._path)
-        self._events = None
-        if config.tensorboard:
-            from tensorboardX import SummaryWriter  # slow to import, and not always wanted
-
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(self.rows) + 1)
+        self._events = create_events(workdir / "tensorboard", len(self.rows) + 1) if config.tensorboard else None
 
     def say(self, line: str) -> None:
         """Prints a line, unless log.progress is off."""
@@ -80,22 +78,10 @@ class RunLog:
         self.rows.append(row)
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        for name in SCALARS if self._events else ():
-            self._events.add_scalar(name, row[name], row["epoch"])
         if self._events:
-            self._events.flush()
+            append_scalars(self._events, row["epoch"], {name: row[name] for name in SCALARS})
         self.say(
             f"Epoch {row['epoch']}/{self._num_epochs}: loss {row['train_loss']:.4f}, "
             f"accuracy {100 * row['train_accuracy']:.2f}%, {row['images_per_second']:.0f} images/s, "
             f"{row['seconds']:.1f} s, {format_duration(seconds_left)} left\n{epoch_line(row)}"
         )
-
-    def close(self) -> None:
-        if self._events:
-            self._events.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()

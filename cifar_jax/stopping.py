@@ -1,14 +1,16 @@
-"""How Ctrl-C and SIGTERM end a command: at once by an exception, or, amid training, once a step is done and saved."""
+"""How Ctrl-C and SIGTERM end a command: the first is noted, and raised where the code asks; the second ends the process.
+
+An exception out of a signal handler may land inside an import or a callback of a library written in C++, which then
+crashes. Only `interruptible` code, such as a download, is left at once.
+"""
 
 import contextlib
 import os
 import signal
-import sys
-import threading
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _received = []
-_deferred = False
+_interruptible = False
 
 
 class Stopped(BaseException):
@@ -16,33 +18,16 @@ class Stopped(BaseException):
 
 
 def listen() -> None:
-    """From now on either signal raises Stopped in the main thread."""
+    """From now on either signal is noted. A second one ends the process with 128 + its number."""
     _received.clear()
-    sys.unraisablehook = _raise_again
     for number in NUMBERS:
-        signal.signal(number, _stop)
+        signal.signal(number, _note)
 
 
 def ignore() -> None:
     """From now on neither signal does anything."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def deferred():
-    """Within it the first signal is only noted: the code inside asks `received` and calls `check` where it can end well.
-
-    A second signal raises at once.
-    """
-    global _deferred
-    check()
-    _deferred = True
-    try:
-        yield
-    finally:
-        _deferred = False
-    check()
 
 
 def received() -> bool:
@@ -56,17 +41,28 @@ def check() -> None:
         raise Stopped(_received[0])
 
 
-def _stop(number, _):
+@contextlib.contextmanager
+def interruptible():
+    """Within it a signal raises Stopped where it arrives; at its end, if that got lost in a callback."""
+    global _interruptible
+    check()
+    _interruptible = True
+    try:
+        yield
+    finally:
+        _interruptible = False
+    check()
+
+
+def describe(number: int) -> str:
+    """What the command says at its end."""
+    return f"stopped by {signal.Signals(number).name}; the same command resumes a training run at its last checkpoint"
+
+
+def _note(number, _):
     _received.append(number)
-    if not _deferred or len(_received) > 1:
+    if len(_received) > 1:
+        os.write(2, f"{describe(number)}\n".encode())
+        os._exit(128 + number)
+    if _interruptible:
         raise Stopped(number)
-
-
-def _raise_again(unraisable):
-    """What the handler raises inside a callback, such as a destructor's, Python prints and forgets: sends the signal again."""
-    if not isinstance(unraisable.exc_value, Stopped):
-        sys.__unraisablehook__(unraisable)
-        return
-    again = threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.args[0]))
-    again.daemon = True
-    again.start()

@@ -1,5 +1,6 @@
 """Training: what is checked before anything is written, the wiring, and the loop over epochs."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,6 +15,7 @@ from cifar_jax.config import check_config, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.epoch import Progress, check_finite
+from cifar_jax.errors import RunError
 from cifar_jax.log import RunLog
 from cifar_jax.models import create_model, why_not_native
 from cifar_jax.optim import make_optimizer, make_schedule
@@ -36,14 +38,29 @@ def train(config, directory: str | os.PathLike) -> dict:
     result = workdir.read_result(path)
     if result:
         return result
+    workdir.check_writable(path)
     workdir.check_device()
-    dataset = load_dataset(config.data.source, config.data.dir)
+    with stopping.interruptible():
+        dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
-    with workdir.lock(path):
+    with _errors_of_writing(path), workdir.lock(path):
         newest = find_newest(path / "checkpoints")
         workdir.create(path, config, fingerprint(dataset))
         with Checkpoints(path / "checkpoints", keep_best=bool(len(held_out)), resume_from=newest) as checkpoints:
             return _run(config, path, dataset, kept, held_out, checkpoints)
+
+
+@contextlib.contextmanager
+def _errors_of_writing(path):
+    try:
+        yield
+    except BrokenPipeError:  # whoever read our output has left
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or path} cannot be written ({error.strerror}); make room there, then start the same command "
+            "again to resume"
+        ) from error
 
 
 def _run(config, path, dataset, kept, held_out, checkpoints) -> dict:
@@ -56,12 +73,9 @@ def _run(config, path, dataset, kept, held_out, checkpoints) -> dict:
     state, progress = checkpoints.restore(state) or (state, {"rows": []})
     rows, start = progress.pop("rows"), Progress(**progress)
     split, watched = ("validation", held_out) if len(held_out) else ("test", dataset.test)
-    with (
-        make_pipeline(config, dataset, kept, train_step, make_eval_step(model)) as pipeline,
-        RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=steps_per_epoch, rows=rows) as log,
-        stopping.deferred(),
-    ):
-        log.say(_opening(config, path, dataset, kept=len(kept), rows=rows, start=start))
+    log = RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=steps_per_epoch, rows=rows)
+    log.say(_opening(config, path, dataset, kept=len(kept), rows=rows, start=start))
+    with make_pipeline(config, dataset, kept, train_step, make_eval_step(model)) as pipeline:
         count = pipeline.make_count(watched)
         state, counts = _train_epochs(
             config,
@@ -153,8 +167,7 @@ def _opening(config, path, dataset, *, kept: int, rows, start: Progress) -> str:
     device = jax.devices()[0]
     reason = why_not_native(config.model)
     kernels = f"without native kernels ({reason})" if reason else "with native kernels"
-    amid = f"{' and' if rows else ' after'} {start.batches} steps of the next" if start.batches else ""
-    resumed = f"; resuming{f' after epoch {len(rows)}' if rows else ''}{amid}" if rows or start.batches else ""
+    resumed = f"; resuming after epoch {len(rows)} and {start.batches} steps of the next" if rows or start.batches else ""
     return (
         f"Training {config.model.name}/{config.model.variant} on {kept} images from {dataset.source} for {config.train.epochs} "
         f"epochs on {device.platform} {kernels}, in {path}{resumed}"

@@ -20,21 +20,32 @@ from cifar_jax.models import why_not_native
 LOCK = ".lock"
 
 
-def check(path: pathlib.Path, config) -> None:
-    """Raises InputError where the workdir cannot be written or holds a run made with another config. Writes nothing."""
+def _nearest_folder(path: pathlib.Path) -> pathlib.Path:
+    """The workdir, or the folder that it would be made in; raises InputError where that is none."""
     parent = path
     try:
         while not parent.exists() and not parent.is_symlink():
             parent = parent.parent
+        if parent.is_dir():
+            return parent
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--workdir: got {path}, which cannot be a folder ({error.strerror}); name another") from error
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--workdir: got {path}, but {parent} is no folder that can be written; name another")
+    raise InputError(f"--workdir: got {path}, but {parent} is no folder that can be written; name another")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises InputError where the workdir cannot be made or written. Leaves nothing there."""
+    folder = _nearest_folder(path)
     try:
-        with tempfile.TemporaryFile(dir=parent):  # a read-only mount answers yes to os.access for root
+        with tempfile.TemporaryFile(dir=folder):  # a read-only mount answers yes to os.access for root
             pass
     except OSError as error:
-        raise InputError(f"--workdir: got {path}, but {parent} cannot be written ({error.strerror}); name another") from error
+        raise InputError(f"--workdir: got {path}, but {folder} cannot be written ({error.strerror}); name another") from error
+
+
+def check(path: pathlib.Path, config) -> None:
+    """Raises InputError where the workdir is no folder, or holds something else than a run of this config. Writes nothing."""
+    _nearest_folder(path)
     stored = read_json(path / "config.json")
     if stored is None:
         # A run that was killed at its very start has left no more than these.

@@ -1,25 +1,18 @@
 """The command line from end to end: one run that is stopped twice, resumed, finished, and then asked about."""
 
-import contextlib
-import dataclasses
 import json
-import os
-import pathlib
 import re
 import signal
 import subprocess
 import sys
-import time
-import uuid
 
 import pytest
+from launcher import ROOT, SMOKE, Launcher
 
 import run
 from cifar_jax.config import flatten
 from cifar_jax.weights import load_weights
 
-ROOT = pathlib.Path(__file__).parent.parent
-SMOKE = str(ROOT / "configs" / "smoke.py")
 EASY = [
     "--config.model.widths=(8,8,8,16)",
     "--config.train.batch_size=50",
@@ -36,69 +29,11 @@ RESULT_KEYS = {"config", "seed", "split", "examples", "correct", "accuracy", "lo
 RESULT_KEYS |= {"epochs", "train_seconds", "device", "versions"}
 
 
-@dataclasses.dataclass
-class Process:
-    """A command that has ended: its exit code, what it printed, and the processes it left behind."""
-
-    code: int
-    out: str
-    err: str
-    left: list[int]
-
-
-class Launcher:
-    """Starts the training command in a process group of its own, as a shell does."""
-
-    def __init__(self, folder):
-        self.workdir = folder / "run"
-        self._folder, self._mark = folder, f"CIFAR_JAX_TEST={uuid.uuid4()}"
-        name, value = self._mark.split("=")
-        self._env = os.environ | {
-            name: value,
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
-
-    def __call__(self, until=None, *numbers, group=False) -> Process:
-        """Runs the command, to its end or until `until()`, when it gets the signals."""
-        command = [sys.executable, str(ROOT / "run.py"), "--config", SMOKE, "--workdir", str(self.workdir), *EASY]
-        with open(self._folder / "out", "w+") as out, open(self._folder / "err", "w+") as err:
-            child = subprocess.Popen(command, cwd=self._folder, env=self._env, stdout=out, stderr=err, start_new_session=True)
-            try:
-                while until and not until() and child.poll() is None:
-                    time.sleep(0.02)
-                for number in numbers:
-                    with contextlib.suppress(ProcessLookupError):
-                        (os.killpg if group else os.kill)(child.pid, number)
-                    time.sleep(0.05)
-                code = child.wait(600)
-            finally:
-                child.kill()
-            return Process(code, self.read("out"), self.read("err"), self._left())
-
-    def read(self, name):
-        return (self._folder / name).read_text()
-
-    def _left(self):
-        deadline = time.monotonic() + 10
-        while (left := self._alive()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return left
-
-    def _alive(self):
-        return [int(path.parent.name) for path in pathlib.Path("/proc").glob("[0-9]*/environ") if self._ours(path)]
-
-    def _ours(self, path):
-        with contextlib.suppress(OSError):
-            return self._mark.encode() in path.read_bytes()
-        return False
-
-
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory):
     """The same command four times, the last to the end: SIGTERM before the first step (in place 4), Ctrl-C (twice) once an
     epoch is saved, SIGTERM once resumed."""
-    launch = Launcher(tmp_path_factory.mktemp("journey"))
+    launch = Launcher(tmp_path_factory.mktemp("journey"), EASY)
     early = launch(lambda: "Training" in launch.read("out"), signal.SIGTERM)  # XLA compiles
     saved = launch.workdir / "checkpoints" / "100"
     interrupted = launch(saved.exists, signal.SIGINT, signal.SIGINT, group=True)
@@ -183,7 +118,7 @@ def test_result_has_the_fields_of_the_contract(finished):
 
 def test_config_json_is_the_config_with_its_overrides(finished):
     stored = json.loads((finished / "config.json").read_text())
-    assert stored["format_version"] == 1
+    assert stored["format_version"] == 2 and len(stored["sha256"]) == 64
     assert flatten(stored["config"])["model.widths"] == [8, 8, 8, 16] and stored["config"]["train"]["epochs"] == 2
 
 

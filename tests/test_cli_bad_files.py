@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pathlib
 import signal
 import tarfile
@@ -113,6 +114,56 @@ def test_workdir_below_a_file(refused, tmp_path):
         assert f"{tmp_path / 'file'} is no folder" in refused("--config", SMOKE, "--workdir", path)
 
 
+def make_odd(path, kind):
+    """Puts something there that is neither an ordinary file nor a folder with anything in it."""
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "dangling link":
+        path.symlink_to(path.parent / "nosuch")
+    elif kind == "link to itself":
+        path.symlink_to(path)
+    elif kind == "no text":
+        path.write_bytes(b"\xff\xfe\x00")
+    return path
+
+
+ODD = ["folder", "pipe", "dangling link", "link to itself", "no text", "missing"]
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_things_as_a_config(refused, tmp_path, kind):
+    line = refused("--config", make_odd(tmp_path / "c.py", kind))
+    assert f"--config: got {tmp_path / 'c.py'}, which" in line
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_things_as_weights(refused, tmp_path, kind):
+    line = refused("evaluate", "--weights", make_odd(tmp_path / "w", kind))
+    assert str(tmp_path / "w") in line and "expected" in line
+
+
+@pytest.mark.parametrize("kind", ["pipe", "dangling link", "link to itself", "no text"])
+def test_odd_things_as_a_workdir(refused, tmp_path, kind):
+    line = refused("--config", SMOKE, "--workdir", make_odd(tmp_path / "run", kind))
+    assert f"--workdir: got {tmp_path / 'run'}" in line and "name another" in line
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_things_as_data(refused, tmp_path, kind):
+    path = make_odd(tmp_path / "data", kind)
+    line = refused("--config", SMOKE, "--config.data.source=auto", f"--config.data.dir={path}")
+    assert str(path) in line and "--config.data.dir" in line
+
+
+@pytest.mark.parametrize("argv", [["--workdir"], ["--config"], ["evaluate", "--weights"], ["evaluate", "--workdir"]])
+def test_names_that_are_too_long(refused, argv):
+    config = [] if argv[-1] == "--config" or argv[0] == "evaluate" else ["--config", SMOKE]
+    line = refused(*(argv[:1] if argv[0] == "evaluate" else []), *config, argv[-1], "x" * 300)
+    assert "x" * 300 in line
+
+
 def test_workdir_with_foreign_files(refused, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
@@ -143,7 +194,7 @@ def test_workdir_with_damaged_json(refused, tmp_path, name, content):
 def test_workdir_of_a_later_version(refused, tmp_path, name):
     workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
     (tmp_path / "run" / name).write_text('{"format_version": 99}')
-    assert "got format 99, expected at most 1; update" in refused("--config", SMOKE, "--workdir", tmp_path / "run")
+    assert "got format 99, expected at most 2; update" in refused("--config", SMOKE, "--workdir", tmp_path / "run")
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "unfinished"])

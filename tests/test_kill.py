@@ -1,11 +1,14 @@
-"""The short form of benchmarks.kill: real processes killed, also amid a save, end in the same bytes as one that was not."""
+"""The short forms of benchmarks.kill and damage: real processes killed, also amid a save, end in the same bytes as one that was
+not; and no damage to what a run left goes unnoticed.
+"""
 
+import logging
 import random
 import signal
 
 import pytest
 
-from benchmarks import kill
+from benchmarks import damage, kill
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +39,14 @@ def test_terminated_amid_a_save_a_run_finishes_it_and_resumes_to_the_same_bytes(
     report = kill.measure(2, signal.SIGTERM, 1, 0, tmp_path, reference)
     assert report["faults"] == []
     assert report["signals"] >= 2 and report["mid_save"] == 0 and report["finished"] >= 1
+
+
+def test_damage_to_what_a_run_left_is_noticed(tmp_path, reference, monkeypatch):
+    log = logging.getLogger("cifar_jax")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    report = damage.measure(reference.compiled.parent / "reference", tmp_path, 3, 0)
+    assert report["faults"] == []
+    assert report["cases"] > 100 and all(
+        report[name] for name in ("checkpoint", "config.json", "result.json", "weights", "data cache")
+    )

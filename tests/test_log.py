@@ -1,10 +1,14 @@
 """The log of a run: lines, metrics.jsonl, TensorBoard events, and JSON written in one piece."""
 
 import json
+import struct
 import sys
 
 import pytest
 from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from cifar_jax.log import SCALARS, RunLog, epoch_line, format_duration
 
@@ -48,8 +52,8 @@ def test_epoch_line_is_that_of_the_course_log():
 
 
 def test_an_epoch_is_two_lines_and_a_row(tmp_path, capsys):
-    with make_log(tmp_path) as log:
-        log.write(ROW, seconds_left=6)
+    log = make_log(tmp_path)
+    log.write(ROW, seconds_left=6)
     first, second = capsys.readouterr().out.splitlines()
     assert first == "Epoch 1/3: loss 2.0000, accuracy 25.00%, 1000 images/s, 3.0 s, 00:06 left"
     assert second == epoch_line(ROW)
@@ -57,24 +61,24 @@ def test_an_epoch_is_two_lines_and_a_row(tmp_path, capsys):
 
 
 def test_rows_are_on_disk_as_soon_as_written(tmp_path):
-    with make_log(tmp_path, "off") as log:
-        for epoch in (1, 2):
-            log.write(ROW | {"epoch": epoch}, 0)
-            assert [row["epoch"] for row in read_rows(tmp_path)] == list(range(1, epoch + 1))
+    log = make_log(tmp_path, "off")
+    for epoch in (1, 2):
+        log.write(ROW | {"epoch": epoch}, 0)
+        assert [row["epoch"] for row in read_rows(tmp_path)] == list(range(1, epoch + 1))
 
 
 def test_resuming_rewrites_the_rows_from_the_checkpoint(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    with make_log(tmp_path, "off", rows=[ROW]) as log:
-        assert read_rows(tmp_path) == [ROW]
-        log.write(ROW | {"epoch": 2}, 0)
+    log = make_log(tmp_path, "off", rows=[ROW])
+    assert read_rows(tmp_path) == [ROW]
+    log.write(ROW | {"epoch": 2}, 0)
     assert [row["epoch"] for row in read_rows(tmp_path)] == [1, 2]
 
 
 def test_off_says_nothing(tmp_path, capsys):
-    with make_log(tmp_path, "off") as log:
-        log.say("hello")
-        log.write(ROW, 0)
+    log = make_log(tmp_path, "off")
+    log.say("hello")
+    log.write(ROW, 0)
     assert capsys.readouterr() == ("", "")
 
 
@@ -84,16 +88,49 @@ def test_off_says_nothing(tmp_path, capsys):
 )
 def test_when_the_bar_is_shown(tmp_path, monkeypatch, capsys, progress, tty, shown):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: tty, raising=False)
-    with make_log(tmp_path, progress) as log, log.epoch_bar(2) as bar:
+    log = make_log(tmp_path, progress)
+    with log.epoch_bar(2) as bar:
         bar.update(10)
     assert ("epoch 2/3" in capsys.readouterr().err) == shown
 
 
-@pytest.mark.parametrize("tensorboard", [False, True])
-def test_tensorboard_events(tmp_path, tensorboard):
-    with make_log(tmp_path, "off", tensorboard) as log:
-        log.write(ROW, 0)
-    events = list(tmp_path.glob("tensorboard/events.out.tfevents.*"))
-    assert len(events) == tensorboard
-    content = b"".join(path.read_bytes() for path in events)
-    assert all(name.encode() in content for name in SCALARS) or not tensorboard
+def read_events(folder):
+    """{(step, name): value} of the curves in the event files of a folder, each record's checksums checked."""
+    found = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        content = path.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            data = content[12 : 12 + size]
+            sums = struct.unpack("<I", content[8:12]) + struct.unpack("<I", content[12 + size : 16 + size])
+            assert sums == (masked_crc32c(content[:8]), masked_crc32c(data))
+            content = content[16 + size :]
+            event = Event.FromString(data)
+            if event.session_log.status == SessionLog.START:
+                found = {key: value for key, value in found.items() if key[0] < event.step}
+            found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+    return found
+
+
+def test_tensorboard_shows_the_rows_as_its_own_writer_would(tmp_path):
+    log = make_log(tmp_path, "off", True)
+    rows = [ROW, ROW | {"epoch": 2, "train_loss": 1.5}]
+    with SummaryWriter(str(tmp_path / "other")) as writer:
+        for row in rows:
+            log.write(row, 0)
+            for name in SCALARS:
+                writer.add_scalar(name, row[name], row["epoch"])
+    assert read_events(tmp_path / "tensorboard") == read_events(tmp_path / "other") and len(SCALARS) == 7
+
+
+def test_on_resume_tensorboard_forgets_what_the_checkpoint_does_not_have(tmp_path):
+    log = make_log(tmp_path, "off", True)
+    for epoch in (1, 2, 3):
+        log.write(ROW | {"epoch": epoch}, 0)
+    make_log(tmp_path, "off", True, rows=[ROW])
+    assert {step for step, _ in read_events(tmp_path / "tensorboard")} == {1}
+
+
+def test_without_tensorboard_there_are_no_events(tmp_path):
+    make_log(tmp_path, "off", False).write(ROW, 0)
+    assert not (tmp_path / "tensorboard").exists()

@@ -1,9 +1,10 @@
-"""A signal ends the command wherever it arrives, even where the exception it raises is swallowed."""
+"""A signal ends the command where that is safe; a second one at once."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,77 +14,63 @@ from cifar_jax import stopping
 @pytest.fixture(autouse=True)
 def handlers():
     before = {number: signal.getsignal(number) for number in stopping.NUMBERS}
-    hook = sys.unraisablehook
     yield
     stopping.listen()  # forgets what has been received
-    sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", stopping.NUMBERS)
-def test_a_signal_raises_where_it_arrives(number):
+def test_a_signal_is_noted_and_raised_where_that_is_asked():
     stopping.listen()
+    assert not stopping.received()
+    stopping.check()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stopping.received()
     with pytest.raises(stopping.Stopped) as stopped:
+        stopping.check()
+    assert stopped.value.args == (signal.SIGTERM,)
+
+
+@pytest.mark.parametrize("number", stopping.NUMBERS)
+def test_interruptible_code_is_left_at_once(number):
+    stopping.listen()
+    with pytest.raises(stopping.Stopped) as stopped, stopping.interruptible():
         os.kill(os.getpid(), number)
+        pytest.fail("went on")
     assert stopped.value.args == (number,)
 
 
-def test_a_swallowed_signal_is_raised_again():
-    stopping.listen()
-    stopping.check()
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-    except stopping.Stopped:
-        pass  # as Python does in a callback
-    with pytest.raises(stopping.Stopped):
-        stopping.check()
-
-
-def test_a_signal_swallowed_by_a_destructor_comes_again_and_says_nothing(capsys):
-    class Noisy:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    stopping.listen()
-    with pytest.raises(stopping.Stopped):
-        noisy = Noisy()
-        del noisy
-        time.sleep(5)
-    assert capsys.readouterr().err == ""
-
-
-def test_amid_training_a_signal_is_noted_and_raised_where_that_is_asked():
+def test_what_a_callback_swallowed_is_raised_at_the_end():
     stopping.listen()
     done = []
-    with pytest.raises(stopping.Stopped):
-        with stopping.deferred():
-            assert not stopping.received()
+    with pytest.raises(stopping.Stopped), stopping.interruptible():
+        with contextlib.suppress(stopping.Stopped):  # as Python does in a destructor
             os.kill(os.getpid(), signal.SIGTERM)
-            done.append("step")
-            assert stopping.received()
-            stopping.check()
-            done.append("next step")
-    assert done == ["step"]
+        done.append("the rest")
+    assert done == ["the rest"]
 
 
-def test_at_its_end_what_was_noted_is_raised():
+def test_interruptible_code_does_not_begin_after_a_signal():
     stopping.listen()
-    done = []
-    with pytest.raises(stopping.Stopped):
-        with stopping.deferred():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("step")
-    assert done == ["step"]
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(stopping.Stopped), stopping.interruptible():
+        pytest.fail("began")
 
 
-def test_a_second_signal_does_not_wait():
-    stopping.listen()
-    with pytest.raises(stopping.Stopped):
-        with stopping.deferred():
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-            pytest.fail("the second signal was waited for")
+@pytest.mark.parametrize("number", stopping.NUMBERS)
+def test_a_second_signal_ends_the_process(number):
+    code = f"""
+import os, signal
+from cifar_jax import stopping
+stopping.listen()
+os.kill(os.getpid(), signal.SIGINT)
+print("noted", flush=True)
+os.kill(os.getpid(), {int(number)})
+print("went on", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + number, "noted\n")
+    assert done.stderr == stopping.describe(number) + "\n"
 
 
 def test_ignored_signals_do_nothing():

@@ -7,7 +7,6 @@ import os
 import pathlib
 import shutil
 import signal
-import sys
 
 import cv2
 import jax
@@ -69,7 +68,7 @@ def stop_after(monkeypatch, epoch):
 @contextlib.contextmanager
 def signalled_after(step, monkeypatch):
     """Sends this process SIGTERM as soon as a run has made its step of that number."""
-    train_epoch, hook = train_module.train_epoch, sys.unraisablehook
+    train_epoch = train_module.train_epoch
     handlers = {number: signal.getsignal(number) for number in stopping.NUMBERS}
 
     def signalling_epoch(train_step, *rest, **options):
@@ -86,7 +85,6 @@ def signalled_after(step, monkeypatch):
         patch.setattr(train_module, "train_epoch", signalling_epoch)
         yield
     stopping.listen()  # forgets it
-    sys.unraisablehook = hook
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

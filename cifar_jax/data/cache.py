@@ -111,7 +111,8 @@ def read_cache(root: str, release: Release = CIFAR10, *, warn: bool = True) -> A
     for name in Arrays._fields:
         path = folder / f"{name}.npy"
         try:
-            loaded[name] = np.load(path, allow_pickle=False)
+            # Mapped, not read: what its header claims is held against the size of the file before anything is allocated.
+            loaded[name] = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
         except Exception as error:  # one flipped bit of a header makes np.load raise nearly anything
             log.log(level, "cache: %s cannot be read (%s); it will be filled again", path, _one_line(error))
             return None

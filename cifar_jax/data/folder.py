@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from cifar_jax.data.dataset import Dataset, Split, channel_statistics
+from cifar_jax.data.decode import MOST_BYTES, decode_image
 from cifar_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -60,17 +61,23 @@ def _read_split(split: pathlib.Path, classes: list[str]) -> Split:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Returns an image file as uint8 (32, 32, 3) RGB, upright as its EXIF says; InputError when it is not an image."""
+    """Returns an image file as uint8 (32, 32, 3) RGB, upright as its EXIF says; InputError when it is not an image.
+
+    A file of over 256 MB, or whose header claims over 64 million pixels, is none.
+    """
     kinds = ", ".join(SUFFIXES)
-    image = None
     try:
-        if pathlib.Path(path).suffix.lower() in SUFFIXES and os.path.getsize(path):
-            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):  # a folder, an unreadable file; an image beyond what OpenCV will allocate
-        pass
-    if image is None:
-        raise InputError(f"{path}: not an image, expected a whole {kinds} file; remove or replace it")
+        # isfile: a FIFO or a device would be read for ever
+        if pathlib.Path(path).suffix.lower() not in SUFFIXES or not os.path.isfile(path):
+            raise ValueError("its name or kind is another")
+        if os.path.getsize(path) > MOST_BYTES:
+            raise ValueError(f"it has {os.path.getsize(path)} bytes")
+        image = decode_image(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        expected = f"a whole {kinds} file of at most 64 million pixels"
+        raise InputError(f"{path}: not an image ({reason}), expected {expected}; remove or replace it") from None
     if image.shape[:2] != (32, 32):
         shrinks = min(image.shape[:2]) >= 32
         image = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image

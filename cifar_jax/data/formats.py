@@ -3,6 +3,7 @@
 Archives are checked before they are opened and read in memory, by name, each member bounded; nothing goes to disk.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -15,10 +16,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from cifar_jax.data.cache import CIFAR10, Arrays, Release
+from cifar_jax.data.decode import decode_image
 from cifar_jax.errors import InputError
 
 PIXELS = 32 * 32 * 3
@@ -62,6 +63,8 @@ def read_folder(form: Form, path: str | os.PathLike, release: Release = CIFAR10)
     for name, limit in form.limits(release).items():
         member = pathlib.Path(path, name)
         try:
+            if member.exists() and not member.is_file():  # a FIFO or a device would be read for ever
+                raise OSError(errno.EINVAL, "no ordinary file")
             with open(member, "rb") as file:
                 files[name] = file.read(limit + 1)
         except OSError as error:
@@ -96,7 +99,7 @@ def read_members(path: str | os.PathLike, folder: str, limits: Mapping[str, int]
 def _parse(form: Form, path: str | os.PathLike, files: dict[str, bytes], release: Release) -> Arrays:
     try:
         return form.parse(files, release)
-    except (ValueError, KeyError, TypeError, pickle.UnpicklingError, EOFError, cv2.error) as error:
+    except (ValueError, LookupError, TypeError, RecursionError, pickle.UnpicklingError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be parsed as {form.archive} ({reason}); {AGAIN}") from None
 
@@ -157,14 +160,11 @@ def parse_npm(files: dict[str, bytes], release: Release = CIFAR10) -> Arrays:
     images_per_file = release.images_per_file
 
     def decode(name: str) -> np.ndarray:
-        content = files[f"{name}.png"]
-        width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))  # IHDR, before any allocation
-        if (width, height) != (1024, images_per_file):
-            raise ValueError(f"{name}.png is {width}×{height}, expected 1024×{images_per_file}")
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if image is None or image.shape != (images_per_file, 1024, 3):
-            raise ValueError(f"{name}.png is not a whole PNG file")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).reshape(-1, 32, 32, 3)  # n (h w) c -> n h w c
+        try:
+            image = decode_image(files[f"{name}.png"], ("PNG",), (1024, images_per_file))
+        except ValueError as error:
+            raise ValueError(f"{name}.png: {error}") from error
+        return image.reshape(-1, 32, 32, 3)  # n (h w) c -> n h w c
 
     train, test = (_to_labels(np.asarray(json.loads(files[name])), name) for name in LABELS)
     if (len(train), len(test)) != (5 * images_per_file, images_per_file):

@@ -6,6 +6,7 @@ archive that TFDS downloads is parsed here. tensorflow_datasets is imported only
 
 import contextlib
 import importlib.util
+import json
 import os
 import pathlib
 import sys
@@ -59,10 +60,25 @@ def read_prepared(path: str | os.PathLike, release: Release = CIFAR10) -> Arrays
     with _reported(path, PREPARE):
         import tensorflow_datasets as tfds
 
+        _check_features(pathlib.Path(path, "features.json"))
         builder = tfds.builder_from_directory(os.fspath(path))
         train = _read_split(builder, "train", 5 * release.images_per_file)
         test = _read_split(builder, "test", release.images_per_file)
     return Arrays(*train, *test)
+
+
+def _check_features(path: pathlib.Path) -> None:
+    """TFDS imports whatever module features.json names: only its own are allowed."""
+
+    def visit(value):
+        if isinstance(value, dict):
+            name = value.get("pythonClassName", "tensorflow_datasets.")
+            if not (isinstance(name, str) and name.startswith("tensorflow_datasets.")):
+                raise InputError(f"{path}: names the class {name!r}, expected only those of tensorflow_datasets; {PREPARE}")
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            visit(inner)
+
+    visit(json.loads(path.read_text()))
 
 
 def _read_split(builder, split: str, num_images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -74,7 +74,7 @@ def find_weights(name: str) -> pathlib.Path:
     """The file of a committed name or a path; raises InputError where there is neither."""
     names = sorted(path.stem for path in COMMITTED.glob("*.safetensors"))
     path = COMMITTED / f"{name}.safetensors" if name in names else pathlib.Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, not an error, for a name that no file can have
         raise InputError(f"weights: got {name}, expected a file or one of the committed names ({', '.join(names) or 'none yet'})")
     return path
 
@@ -102,8 +102,11 @@ def load_weights(name: str) -> Weights:
             raise ValueError(f"{sizes} classes, means and deviations for {config.model.num_classes} classes and 3 channels")
         if not all(np.isfinite(mean)) or not all(0 < value < np.inf for value in std):
             raise ValueError(f"mean {mean} and std {std}")
-        return Weights(variables, config, classes, mean, std, str(path), metadata.get("train_seconds"))
-    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        seconds = metadata.get("train_seconds")
+        if not all(isinstance(name, str) for name in classes) or not isinstance(seconds, int | float | None):
+            raise TypeError("class names or train_seconds of another type")
+        return Weights(variables, config, classes, mean, std, str(path), seconds)
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"weights {path}: not a whole weights file of cifar_jax ({type(error).__name__}: {reason}); "

@@ -1,0 +1,53 @@
+"""Image files of strangers, decoded by OpenCV once what they claim of themselves is found to be reasonable.
+
+OpenCV allocates what a header or a chunk claims, up to gigabytes for a file of 300 bytes.
+"""
+
+import io
+import warnings
+
+import cv2
+import numpy as np
+import PIL.Image
+
+KINDS = ("PNG", "JPEG", "WEBP", "BMP")
+# Far more than photographs have: what claims more is for exhausting the memory.
+MOST_BYTES, MOST_PIXELS = 2**28, 2**26
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def decode_image(content: bytes, kinds=KINDS, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Returns uint8 (h, w, 3) RGB, upright as its EXIF says; size: the (width, height) that alone will do.
+
+    Raises ValueError where it is no whole image of these kinds, of that size or of at most MOST_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), PIL.Image.open(io.BytesIO(content), formats=kinds) as header:
+            width, height = header.size
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError("it claims far too many pixels") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError("its header cannot be read") from error
+    if size not in (None, (width, height)):
+        raise ValueError(f"it is {width}×{height}, expected {size[0]}×{size[1]}")
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it claims {width}×{height} pixels")
+    if content.startswith(PNG):
+        _check_chunks(content)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ValueError("OpenCV cannot decode it") from error
+    if image is None:
+        raise ValueError("it is not whole")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _check_chunks(content: bytes) -> None:
+    """Raises ValueError unless every chunk of a PNG lies within the file, up to its end chunk."""
+    at, kind = len(PNG), b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        at += 12 + length  # length, kind, data, checksum
+        if at > len(content):
+            raise ValueError("a chunk reaches beyond its end")
