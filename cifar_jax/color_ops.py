@@ -69,7 +69,7 @@ def adjust_saturation(image, factor):
 
 def adjust_sharpness(image, factor):
     """Blends with the smoothed image: the mean of 3x3 pixels, the middle one counted five times; border pixels are kept."""
-    image = image.astype(jnp.float32)
+    image = jnp.asarray(image, jnp.float32)
     total = lax.reduce_window(image, 0.0, lax.add, (3, 3, 1), (1, 1, 1), "VALID")
     smooth = (total + 4 * image[1:-1, 1:-1]) / 13
     return _blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
