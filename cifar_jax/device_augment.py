@@ -46,10 +46,10 @@ def make_device_augment(augment, mean, std):
     return augment_images
 
 
-def make_epoch_key(seed, epoch):
-    """Returns the key of an epoch's augmentation; 0 <= seed, epoch < 2**32; epoch may be traced."""
+def make_epoch_key(seed, epoch, purpose=AUGMENT):
+    """Returns the key of an epoch's augmentation, or shuffle; 0 <= seed, epoch < 2**32; epoch may be traced."""
     key = jax.random.key(seed, impl="threefry2x32")  # named, so that no JAX setting changes a run
-    return jax.random.fold_in(jax.random.fold_in(key, AUGMENT), epoch)
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), epoch)
 
 
 def draw_batch(key, indices, augment) -> Parameters:

@@ -12,12 +12,12 @@ import numpy as np
 from jax import lax
 
 from cifar_jax import metrics
-from cifar_jax.data.augment import normalize
+from cifar_jax.data.augment import SHUFFLE, normalize
 from cifar_jax.data.dataset import Split
+from cifar_jax.device_augment import make_epoch_key
 from cifar_jax.epoch import BEGINNING, Progress, check_finite, sums_from_numbers, sums_to_numbers, timed
 
 STEPS = 16  # of one program: long against the cost of starting it, short for whoever waits for a signal
-SHUFFLE, AUGMENT = 0, 1  # what a key drawn from (seed, epoch) is for
 
 
 class Position(NamedTuple):
@@ -45,9 +45,8 @@ class Resident:
 
     def _make_begin(self, seed, num_images):
         def begin(state, sums, done, epoch):
-            key = jax.random.fold_in(jax.random.key(seed), epoch)
-            order = jax.random.permutation(jax.random.fold_in(key, SHUFFLE), num_images)
-            return Position(state, sums, done, jnp.zeros_like(sums["loss"]), order, jax.random.fold_in(key, AUGMENT))
+            order = jax.random.permutation(make_epoch_key(seed, epoch, SHUFFLE), num_images)
+            return Position(state, sums, done, jnp.zeros_like(sums["loss"]), order, make_epoch_key(seed, epoch))
 
         return begin
 
