@@ -131,6 +131,7 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
+    stopping.ignore()  # the interpreter takes its time to end, and would let a signal kill it with another exit code
     if code > 128:  # stopped amid anything: the interpreter's own end would pull XLA's threads down with a crash
         sys.stdout.flush()
         sys.stderr.flush()

@@ -4,7 +4,9 @@ No other module imports Orbax. A checkpoint is one step of one manager: the Trai
 once its manifest is there. A thread of its own writes it, from a copy, while training goes on.
 """
 
+import errno
 import logging
+import os
 import pathlib
 import shutil
 import time
@@ -125,9 +127,8 @@ class Checkpoints:
             if saving is not None:
                 saving.result()
         except Exception as error:  # Orbax raises nearly anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise RunError(
-                f"a checkpoint cannot be written to {self._directory} ({reason}); make room there, then start the same "
+                f"a checkpoint cannot be written to {self._directory} ({_reason(error)}); make room there, then start the same "
                 "command again to resume from the one before"
             ) from error
 
@@ -143,10 +144,9 @@ class Checkpoints:
         try:
             restored = self._manager.restore(self._resume_from, args=items)
         except Exception as error:  # whole, yet not what this version reads: Orbax raises nearly anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise RunError(
-                f"the checkpoint {self._directory / str(self._resume_from)} is whole, but cannot be read ({reason}); use the "
-                "version of cifar_jax that wrote it, or another --workdir"
+                f"the checkpoint {self._directory / str(self._resume_from)} is whole, but cannot be read ({_reason(error)}); "
+                "use the version of cifar_jax that wrote it, or another --workdir"
             ) from error
         return restored["state"], restored["progress"]
 
@@ -163,3 +163,10 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _reason(error: Exception) -> str:
+    """What an error of Orbax comes down to, in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    full = os.strerror(errno.ENOSPC)
+    return full if full in text else text[:200]
