@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain")
+PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain", "kornia", "torchvision")
 
 
 def make_parser(doc: str, **defaults) -> argparse.ArgumentParser:
