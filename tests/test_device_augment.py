@@ -147,7 +147,7 @@ def images():
     return np.random.default_rng(7).integers(0, 256, (8, 32, 32, 3), np.uint8)
 
 
-def test_augmenting_is_applying_what_is_drawn_in_any_batch(images):
+def test_augmenting_is_applying_what_is_drawn_in_any_batch(images, strict_ranks):
     augment = jax.jit(make_device_augment(ConfigDict(SECTION), CIFAR10_MEAN, CIFAR10_STD))
     key, indices = make_epoch_key(3, 5), jnp.arange(8) + 40
     got = augment(images, indices, key)
