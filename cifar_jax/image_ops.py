@@ -29,7 +29,6 @@ def warp(image, matrix):
     shifts = 8 * jnp.arange(3, dtype=jnp.uint32)
     words = (image.astype(jnp.uint32) << shifts[None, None]).sum(-1, dtype=jnp.uint32).reshape(-1)
     corner = iy * width + ix
-
     neighbours = [words[corner + offset] for offset in (0, 1, width, width + 1)]  # h w
 
     def channel(c):
@@ -47,7 +46,7 @@ def stack_rgb(red, green, blue):
 
 
 def _split_position(position, size):
-    """(index of the lower neighbour, weight of the upper one, (h, w, 1)); both neighbours lie inside the image.
+    """(index of the lower neighbour, weight of the upper one), each (h, w); both neighbours lie inside the image.
 
     The mirrored image's interpolation is mirrored too, so one fold of the position serves both neighbours.
     """
@@ -62,7 +61,7 @@ def translate(image, top, left, fill=None):
     """Crops an image of its own size whose corner lies `top` pixels below and `left` pixels right of the image's own.
 
     With both drawn from -n to n this is the random crop of an image padded by n. What lies outside is the reflection
-    about the border pixels (reflect-101), or `fill`: a level, or one a channel. top, left: int, |top| < h, |left| < w.
+    about the border pixels (reflect-101), or `fill`: a whole level, or one a channel. top, left: int, |top| < h, |left| < w.
     """
     height, width, _ = image.shape
     rows, columns = jnp.arange(height) + top, jnp.arange(width) + left
@@ -70,7 +69,7 @@ def translate(image, top, left, fill=None):
     if fill is None:
         return moved
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
-    return jnp.where(inside[..., None], moved, jnp.asarray(fill, image.dtype))
+    return jnp.where(inside[..., None], moved, _fill_like(image, fill))
 
 
 def _reflect(index, size):
@@ -78,15 +77,19 @@ def _reflect(index, size):
     return last - jnp.abs(last - jnp.abs(index))
 
 
+def _fill_like(image, fill):
+    return jnp.broadcast_to(jnp.asarray(fill, image.dtype), image.shape)
+
+
 def fill_square(image, top, left, size, fill):
-    """Sets a square of size x size pixels to `fill`: a level, or one a channel.
+    """Sets a square of size x size pixels to `fill`: a level, or one a channel; whole ones where the image is uint8.
 
     top, left: int, of its first pixel; what lies outside the image is cut off. Coarse dropout keeps the square inside;
     cutout (DeVries & Taylor, arXiv:1708.04552) centres it on any pixel: top = row - size // 2.
     """
     rows, columns = jnp.arange(image.shape[0]), jnp.arange(image.shape[1])
     inside = ((rows >= top) & (rows < top + size))[:, None] & ((columns >= left) & (columns < left + size))[None, :]
-    return jnp.where(inside[..., None], jnp.asarray(fill, image.dtype), image)
+    return jnp.where(inside[..., None], _fill_like(image, fill), image)
 
 
 def normalize(image, mean, std):

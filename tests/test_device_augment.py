@@ -122,6 +122,11 @@ def test_seed_epoch_and_index_are_not_exchangeable():
     assert len(rows) == len(keys)
 
 
+def test_an_epochs_key_may_be_made_inside_a_compiled_program():
+    traced = jax.jit(lambda epoch: jax.random.key_data(make_epoch_key(7, epoch)))(jnp.int32(3))
+    np.testing.assert_array_equal(traced, jax.random.key_data(make_epoch_key(7, 3)))
+
+
 def test_an_images_draws_do_not_depend_on_its_batch(drawn):
     indices = np.array([17, 3, 19_999, 3])
     for got, all_of_them in zip(draw(indices=indices), drawn, strict=True):
@@ -142,7 +147,7 @@ def images():
     return np.random.default_rng(7).integers(0, 256, (8, 32, 32, 3), np.uint8)
 
 
-def test_augmenting_is_applying_what_is_drawn_in_any_batch(images):
+def test_augmenting_is_applying_what_is_drawn_in_any_batch(images, strict_ranks):
     augment = jax.jit(make_device_augment(ConfigDict(SECTION), CIFAR10_MEAN, CIFAR10_STD))
     key, indices = make_epoch_key(3, 5), jnp.arange(8) + 40
     got = augment(images, indices, key)
