@@ -12,7 +12,7 @@ import numpy as np
 
 from cifar_jax.errors import InputError
 
-PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain")
+PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain", "kornia", "torchvision")
 
 
 def make_parser(doc: str, **defaults) -> argparse.ArgumentParser:
