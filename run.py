@@ -55,6 +55,16 @@ def parse(argv: list[str]):
     return flags, overrides
 
 
+def show(text: str) -> None:
+    """Prints what a command is for; raises RunError where the output takes no more, such as a file on a full disk."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"the output cannot be written ({error.strerror}); make room there or send it elsewhere") from error
+
+
 def train(flags, overrides):
     from cifar_jax import config, train, workdir
 
@@ -62,7 +72,7 @@ def train(flags, overrides):
         raise InputError("--workdir: got an empty name, expected that of a folder; leave the flag out for runs/NAME")
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
-    print(workdir.format_result(result, directory))
+    show(workdir.format_result(result, directory))
 
 
 def summary(flags, overrides):
@@ -75,9 +85,9 @@ def summary(flags, overrides):
     counted = budget.summarize(settings.model)
     if flags.json:
         fields = dataclasses.asdict(counted) | {"config": config.to_json(settings), "budget": settings.budget.to_dict()}
-        print(json.dumps(fields))
+        show(json.dumps(fields))
     else:
-        print(budget.format_table(counted))
+        show(budget.format_table(counted))
     budget.check_budget(settings.model, settings.budget)
 
 
@@ -85,7 +95,7 @@ def evaluate(flags, overrides):
     from cifar_jax import evaluate, workdir
 
     result = evaluate.evaluate_files(flags.workdir, flags.weights, overrides)
-    print(json.dumps(result) if flags.json else workdir.format_counts(result))
+    show(json.dumps(result) if flags.json else workdir.format_counts(result))
 
 
 def data(flags, overrides):
@@ -97,7 +107,7 @@ def data(flags, overrides):
     with stopping.interruptible():
         dataset = load_dataset(settings.data.source, settings.data.dir)
     checked = "every digest matches" if dataset.verified else "accepted by name, no digests to match"
-    print(
+    show(
         f"{len(dataset.train)} training and {len(dataset.test)} test images of {len(dataset.classes)} classes from "
         f"{dataset.source}; {checked}; in {dataset.path or 'memory'}"
     )
@@ -124,14 +134,22 @@ def main(argv: list[str]) -> int:
         print(stopping.describe(stopped.args[0]), file=sys.stderr)
         return 128 + stopped.args[0]
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
-        return 1
+        return 1  # the reader left: nothing more to say
     return 0
+
+
+def drop_output() -> None:
+    """Forgets what stdout could not take: the interpreter would try again at its end, complain, and end with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     stopping.ignore()  # the interpreter takes its time to end, and would let a signal kill it with another exit code
+    drop_output()
     if code > 128:  # stopped amid anything: the interpreter's own end would pull XLA's threads down with a crash
         sys.stdout.flush()
         sys.stderr.flush()

@@ -26,19 +26,20 @@ class Process:
 class Launcher:
     """Starts the training command in a process group of its own, as a shell does."""
 
-    def __init__(self, folder, overrides):
-        self.workdir, self._overrides = folder / "run", overrides
+    def __init__(self, folder, overrides, compiled=None):
+        """compiled: a folder of compiled programs that launchers share."""
+        self.workdir, self.script, self._overrides = folder / "run", ROOT / "run.py", overrides
         self._folder, self._mark = folder, f"CIFAR_JAX_TEST={uuid.uuid4()}"
         name, value = self._mark.split("=")
         self._env = os.environ | {
             name: value,
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(compiled or folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
 
     def __call__(self, until=None, *numbers, group=False, do=None) -> Process:
         """Runs the command to its end; once `until()` holds it gets the signals, and do(process) is called."""
-        command = [sys.executable, str(ROOT / "run.py"), "--config", SMOKE, "--workdir", str(self.workdir), *self._overrides]
+        command = [sys.executable, str(self.script), "--config", SMOKE, "--workdir", str(self.workdir), *self._overrides]
         with open(self._folder / "out", "w+") as out, open(self._folder / "err", "w+") as err:
             child = subprocess.Popen(command, cwd=self._folder, env=self._env, stdout=out, stderr=err, start_new_session=True)
             try:
@@ -58,6 +59,11 @@ class Launcher:
     def read(self, name):
         return (self._folder / name).read_text()
 
+    def saved(self):
+        """The steps of which there is a checkpoint."""
+        folder = self.workdir / "checkpoints"
+        return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+
     def _left(self):
         deadline = time.monotonic() + 10
         while (left := self._alive()) and time.monotonic() < deadline:
@@ -71,3 +77,9 @@ class Launcher:
         with contextlib.suppress(OSError):
             return self._mark.encode() in path.read_bytes()
         return False
+
+
+def find_workers(pid: int) -> list[int]:
+    """The data workers of a training process."""
+    children = [int(child) for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [child for child in children if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()]

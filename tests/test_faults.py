@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from launcher import SMOKE, Launcher
+from launcher import SMOKE, Launcher, find_workers
 
 import run
 from cifar_jax.data import shapes, sources
@@ -91,10 +91,7 @@ def beset(tmp_path_factory):
 
     def disturb(process):
         seen["second"] = other()
-        task = pathlib.Path(f"/proc/{process.pid}/task")
-        children = [int(pid) for path in task.glob("*/children") for pid in path.read_text().split()]
-        workers = [pid for pid in children if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(workers[0], signal.SIGKILL)
+        os.kill(find_workers(process.pid)[0], signal.SIGKILL)
         seen["killed"] = time.monotonic()
         process.wait(60)
         seen["seconds"] = time.monotonic() - seen["killed"]

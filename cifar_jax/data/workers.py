@@ -9,11 +9,14 @@ used), so nothing is left in /dev/shm however a process ends.
 import contextlib
 import ctypes
 import functools
+import logging
 import math
 import multiprocessing
 import multiprocessing.resource_tracker
 import multiprocessing.util
+import shutil
 import signal
+import tempfile
 import threading
 
 import numpy as np
@@ -22,6 +25,10 @@ from cifar_jax.data.augment import SHUFFLE, augment_batch, make_train_transform,
 from cifar_jax.errors import InputError, RunError
 
 _JOIN_SECONDS = 1.0
+# For one batch, which takes milliseconds, or a minute where a cold disk holds what a worker imports first. Without an end
+# a run whose worker is stopped (SIGSTOP, a frozen cgroup) or hangs would hold its machine for ever and say nothing.
+_WARN_SECONDS, _LOST_SECONDS = 30, 300
+log = logging.getLogger("cifar_jax")
 
 
 def permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -65,11 +72,12 @@ class Workers:
     def wait(self, generation: int, i: int) -> np.ndarray:
         """Waits for batch i and returns a copy of it, float32 (b, 32, 32, 3); drops what other generations asked for.
 
-        Raises RunError if its worker failed or died, InputError if it refused the config.
+        Raises RunError if its worker failed, died or fell silent, InputError if it refused the config.
         """
         k = i % len(self._peers)
         while True:
             try:
+                self._wait_for_message(k)
                 kind, message = self._pipes[k].recv()
             except (EOFError, OSError):
                 self._raise_dead(k)
@@ -84,6 +92,24 @@ class Workers:
         """Ends the workers and waits for them; safe to call twice."""
         self._finalize()
 
+    def _wait_for_message(self, k):
+        # In seconds of this process: those in which it is itself stopped, as by Ctrl-Z, do not count.
+        for second in range(1, _LOST_SECONDS + 1):
+            if self._pipes[k].poll(1.0):
+                return
+            if second == _WARN_SECONDS:
+                log.warning(
+                    "%s has given no batch for %d s; the run ends unless it does within %d s; `kill -CONT` lets a stopped "
+                    "process go on",
+                    _describe(self._peers[k]),
+                    second,
+                    _LOST_SECONDS - second,
+                )
+        raise RunError(
+            f"{_describe(self._peers[k])} has given no batch for {_LOST_SECONDS} s; find out what holds it up, then start the "
+            "same command again to resume"
+        )
+
     def _raise_dead(self, k):
         peer = self._peers[k]
         if isinstance(peer, threading.Thread):
@@ -95,6 +121,16 @@ class Workers:
             f"{peer.name} (process {peer.pid}) {reason}; if memory ran out lower data.workers, then start the same "
             "command again to resume"
         )
+
+
+def _describe(peer) -> str:
+    """Such as "data worker 0 (process 123, T (stopped))"; of a thread only the name."""
+    if isinstance(peer, threading.Thread):
+        return peer.name
+    state = ""
+    with contextlib.suppress(OSError, StopIteration), open(f"/proc/{peer.pid}/status") as file:
+        state = ", " + next(line for line in file if line.startswith("State:")).removeprefix("State:").strip()
+    return f"{peer.name} (process {peer.pid}{state})"
 
 
 def _make_thread(images, transform, shape, seed):
@@ -113,6 +149,7 @@ def _make_thread(images, transform, shape, seed):
 
 def _make_processes(images, transform, shape, seed):
     context = multiprocessing.get_context("spawn")  # fork is unsafe once XLA has its threads
+    _check_room(images.nbytes + np.dtype(np.float32).itemsize * math.prod(shape))
     shared_images = context.RawArray(ctypes.c_uint8, images.size)
     _view(shared_images, np.uint8, images.shape)[:] = images
     shared_slots = context.RawArray(ctypes.c_float, math.prod(shape))
@@ -126,6 +163,20 @@ def _make_processes(images, transform, shape, seed):
         return peer, ours
 
     return start, _view(shared_slots, np.float32, shape)
+
+
+def _check_room(size):
+    """Raises RunError where shared memory has no room for `size` bytes: writing to it would be a bus error."""
+    free = {}
+    for folder in ("/dev/shm", tempfile.gettempdir()):  # where multiprocessing puts it: in the first with room
+        with contextlib.suppress(FileNotFoundError):  # the first is Linux's
+            free[folder] = shutil.disk_usage(folder).free
+    if max(free.values()) < size + 2**16:  # rounded up to pages, twice
+        found = " and ".join(f"{folder} {room / 1e6:.1f} MB" for folder, room in free.items())
+        raise RunError(
+            f"data.workers: the workers share {size / 1e6:.1f} MB of memory, got {found} free, expected one with that much; make "
+            "room there or set data.workers=0, then start the same command again"
+        )
 
 
 def _view(shared, dtype, shape):
