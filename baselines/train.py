@@ -5,7 +5,6 @@ python -m baselines.train --config configs/base.py [--workdir DIR] [--config.key
 It runs on a GPU where there is one. It does not resume: it is here to compare with.
 """
 
-import argparse
 import math
 import pathlib
 import platform
@@ -19,10 +18,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from baselines.data import eval_batches, make_train_loader
 from baselines.model import create_model
+from cifar_jax import arguments
 from cifar_jax.config import check_config, read_config, to_json
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
-from cifar_jax.errors import InputError, RunError
+from cifar_jax.errors import InputError, RunError, one_line
 from cifar_jax.jsonfile import write_json
 from cifar_jax.log import RunLog
 
@@ -231,15 +231,16 @@ def write_result(path, config, dataset, counts, rows, model):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m baselines.train", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a config file, such as configs/base.py")
-    parser.add_argument("--workdir", metavar="DIR", help="a new folder; default runs/NAME_torch")
-    flags, overrides = parser.parse_known_args(argv)
+    parser = arguments.Parser(prog="python -m baselines.train", description=__doc__.splitlines()[0], allow_abbrev=False)
+    a_path = {"type": arguments.path}
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config file, such as configs/base.py", **a_path)
+    parser.add_argument("--workdir", metavar="DIR", help="a new folder; default runs/NAME_torch", **a_path)
     try:
+        flags, overrides = arguments.parse(parser, argv)
         config = read_config(flags.config, overrides)
         train(config, pathlib.Path(flags.workdir or f"runs/{pathlib.Path(flags.config).stem}_torch"))
     except (InputError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
 
