@@ -9,6 +9,8 @@ import sys
 from cifar_jax import arguments, stopping
 from cifar_jax.errors import InputError, RunError, one_line
 
+BASE = pathlib.Path(__file__).parent / "configs" / "base.py"
+
 
 def make_parser() -> arguments.Parser:
     parser = arguments.Parser(prog="run.py", description="CIFAR-10 classifiers under 100,000 parameters in JAX.")
@@ -32,7 +34,7 @@ def make_parser() -> arguments.Parser:
         weights=file | {"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
         json=as_json,
     )
-    verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": "configs/base.py"})
+    verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
 
 

@@ -6,6 +6,7 @@ It runs on a GPU where there is one. It does not resume: it is here to compare w
 """
 
 import math
+import os
 import pathlib
 import platform
 import sys
@@ -126,8 +127,8 @@ def check(config, path: pathlib.Path) -> None:
             f"model: got {parameters:,} parameters, expected fewer than {config.budget.parameters:,} (budget.parameters); "
             "lower model.widths"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--workdir: got {path}, which is no empty folder; name a new one: the baseline does not resume")
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--workdir: got {path}, expected a new or empty folder: the baseline does not resume; name another")
 
 
 def train(config, path: pathlib.Path):
@@ -135,8 +136,11 @@ def train(config, path: pathlib.Path):
     check(config, path)
     dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"config": to_json(config), "framework": "pytorch"})
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "config.json", {"config": to_json(config), "framework": "pytorch"})
+    except OSError as error:
+        raise InputError(f"--workdir: got {path}, which cannot be written ({error.strerror}); name another") from error
     torch.manual_seed(config.seed)
     loader = make_train_loader(
         kept,

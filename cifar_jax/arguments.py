@@ -14,6 +14,7 @@ _REWORDED = (
     (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", r"\1: got \2, expected one of \3"),
     (r"argument (\S+): got (.*)", r"\1: got \2"),
     (r"the following arguments are required: (.*)", r"got no \1, expected it"),
+    (r"unrecognized arguments: (.*)", r"\1: unknown argument"),
 )
 
 

@@ -36,6 +36,13 @@ def evaluate(eval_step, variables, split: Split, mean, std, *, check=lambda: Non
     return metrics.summarize(sums) | {"class_accuracy": class_accuracy}
 
 
+def _check_stored(config, path) -> None:
+    try:
+        check_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: got an invalid config in it ({error}); expected what training wrote; name another") from error
+
+
 def evaluate_files(directory: str | None, weights: str | None, overrides: list[str]) -> dict:
     """Counts the test set for a finished run's folder or a weights file; returns what `evaluate --json` prints.
 
@@ -57,13 +64,10 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
                 "leave it out"
             )
     found = load_weights(weights or str(pathlib.Path(directory, "weights.safetensors")))
-    try:
-        check_config(found.config)
-    except InputError as error:
-        raise InputError(f"weights {found.path}: got a config that is none ({error}); use a file that training wrote") from error
+    _check_stored(found.config, found.path)
     if directory:  # a run's folder knows where its data lay; a weights file, made to be shared, does not
         stored = workdir.read_config(pathlib.Path(directory))
-        check_config(stored)
+        _check_stored(stored, directory)
         overrides = [f"--config.data.dir={stored.data.dir}", *overrides]
     config = with_overrides(found.config, overrides)
     check_config(config)
