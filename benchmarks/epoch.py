@@ -41,13 +41,13 @@ def make_ours(config, num_images):
 
     from cifar_jax import allocator
     from cifar_jax.data.loader import make_train_loader
+    from cifar_jax.epoch import train_epoch
     from cifar_jax.evaluate import evaluate
     from cifar_jax.log import RunLog
     from cifar_jax.models import create_model
     from cifar_jax.optim import make_optimizer, make_schedule
     from cifar_jax.state import create_state, final_variables
     from cifar_jax.steps import make_eval_step, make_train_step
-    from cifar_jax.train import train_epoch
 
     allocator.keep_freed_memory()
     dataset, split = load_images(config, num_images)

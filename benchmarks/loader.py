@@ -5,9 +5,9 @@ python -m benchmarks.loader [--config configs/base.py] [--workers 1] [--grain] [
 Every side runs the same Compose with the same random stream for each image; ratio = PyTorch's time over ours. The floor
 is that Compose in as many processes, which hand nothing over: fraction_of_floor = its time over ours.
 
-Latest result, 2 CPU cores (Xeon 2.6 GHz), Python 3.11.7, torch 2.13.0+cpu, grain 0.2.18, medians of n = 9:
---workers 2: ours 10,176 images/s, DataLoader 7,447, grain 7,664, Compose alone 10,235; ratio 1.30, fraction of the floor 0.97.
---workers 1: ours 5,472 images/s, DataLoader 3,994, grain 4,062, Compose alone 5,671; ratio 1.35, fraction of the floor 0.97.
+Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, torch 2.13.0+cpu, grain 0.2.18, medians of n = 9:
+--workers 2: ours 11,170 images/s, DataLoader 8,411, grain 8,019, Compose alone 11,196; ratio 1.29, fraction of the floor 0.99.
+--workers 1: ours 5,873 images/s, DataLoader 4,619, grain 4,256, Compose alone 5,828; ratio 1.29, fraction of the floor 1.03.
 """
 
 import contextlib

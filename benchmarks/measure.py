@@ -15,7 +15,7 @@ from cifar_jax import arguments
 from cifar_jax.config import check_config, read_config
 from cifar_jax.errors import InputError, one_line
 
-PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain")
+PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain", "kornia", "torchvision")
 
 
 def make_parser(doc: str, **defaults) -> arguments.Parser:

@@ -30,7 +30,11 @@ def evaluate(eval_step, variables, split: Split, mean, std, *, check=lambda: Non
         check()
         batch_sums = eval_step(variables, batch)
         sums = batch_sums if sums is None else metrics.add(sums, batch_sums)
-    sums = jax.device_get(sums)
+    return to_counts(jax.device_get(sums))
+
+
+def to_counts(sums: dict) -> dict:
+    """What `evaluate` returns, of metrics.eval_sums over a whole split that lie on the host."""
     counts = zip(sums["class_correct"].tolist(), sums["class_examples"].tolist(), strict=True)
     class_accuracy = [correct / examples if examples else None for correct, examples in counts]
     return metrics.summarize(sums) | {"class_accuracy": class_accuracy}

@@ -71,6 +71,15 @@ def test_json_is_one_object_on_the_last_line(capsys):
     assert report["ratio"] == pytest.approx(by_lax / ours)
 
 
+def test_augmentation_is_compared_with_albumentations(capsys):
+    from benchmarks import augment
+
+    augment.main(["--repeats", "1", "--json", "--config.train.batch_size=2"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(report["sides"]) | set(report["left_out"]) == {"ours", "host", "kornia", "torchvision"}
+    assert report["ratio"] == pytest.approx(report["sides"]["host"]["median"] / report["sides"]["ours"]["median"])
+
+
 def test_the_loader_is_compared_with_pytorch_and_the_floor(capsys):
     pytest.importorskip("torch")
     from benchmarks import loader

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from cifar_jax import epoch as epoch_module
+from cifar_jax import pipeline as pipeline_module
 from cifar_jax import stopping
 from cifar_jax import train as train_module
 from cifar_jax.checkpoint import Checkpoints
@@ -68,7 +70,7 @@ def stop_after(monkeypatch, epoch):
 @contextlib.contextmanager
 def signalled_after(step, monkeypatch):
     """Sends this process SIGTERM as soon as a run has made its step of that number."""
-    train_epoch = train_module.train_epoch
+    train_epoch = epoch_module.train_epoch
     handlers = {number: signal.getsignal(number) for number in stopping.NUMBERS}
 
     def signalling_epoch(train_step, *rest, **options):
@@ -82,7 +84,7 @@ def signalled_after(step, monkeypatch):
 
     stopping.listen()
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "train_epoch", signalling_epoch)
+        patch.setattr(epoch_module, "train_epoch", signalling_epoch)
         yield
     stopping.listen()  # forgets it
     for number, handler in handlers.items():
@@ -198,13 +200,13 @@ def test_saved_and_stopped_amid_an_epoch_a_run_resumes_to_the_same_bits(tmp_path
 
 def test_the_seed_changes_weights_order_and_augmentation(tmp_path, monkeypatch):
     begun = []
-    run_epoch = train_module.train_epoch
+    run_epoch = epoch_module.train_epoch
 
     def watching_epoch(step, state, loader, *rest, **options):
         begun.append((jax.device_get(state.params), next(loader.epoch(1))["label"]))
         return run_epoch(step, state, loader, *rest, **options)
 
-    monkeypatch.setattr(train_module, "train_epoch", watching_epoch)
+    monkeypatch.setattr(epoch_module, "train_epoch", watching_epoch)
     for i, seed in enumerate((0, 0, 1)):
         train(make_config("train.epochs=1", f"seed={seed}"), tmp_path / str(i))
     jax.tree.map(np.testing.assert_array_equal, begun[0], begun[1])
@@ -279,7 +281,7 @@ def test_stopped_after_the_last_epoch_the_run_is_only_closed(stopped, whole, mon
     shutil.copytree(whole[0], stopped)
     (stopped / "result.json").unlink()
     (stopped / "weights.safetensors").unlink()
-    monkeypatch.setattr(train_module, "train_epoch", None)
+    monkeypatch.setattr(epoch_module, "train_epoch", None)
     assert train(make_config(), stopped)["correct"] == whole[1]["correct"]
     assert_same_outcome(stopped, whole)
 
@@ -308,13 +310,13 @@ def test_evaluation_counts_what_training_counted(whole, monkeypatch):
 
 def test_held_out_images_are_watched_and_the_test_set_counted_once(tmp_path, monkeypatch):
     watched = []
-    evaluate = train_module.evaluate
+    evaluate = pipeline_module.evaluate
 
     def watching(step, variables, split, *rest):
         watched.append(len(split))
         return evaluate(step, variables, split, *rest)
 
-    monkeypatch.setattr(train_module, "evaluate", watching)
+    monkeypatch.setattr(pipeline_module, "evaluate", watching)
     monkeypatch.setattr(train_module, "load_dataset", lambda source, directory: shapes.make_shapes(460, 100))
     result = train(make_config("data.num_validation=60"), tmp_path / "run")
     rows = [(row["eval_split"], row["eval_examples"], row["step"]) for row in read_rows(tmp_path / "run")]
