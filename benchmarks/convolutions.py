@@ -13,7 +13,6 @@ from jax import lax
 
 from benchmarks import measure
 from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE
-from cifar_jax.config import read_config
 from cifar_jax.models import describe, ops
 
 CALLS = 5  # of one measurement
@@ -80,8 +79,7 @@ def make_side(convolutions, kind, function, batch_size, dtype):
 
 
 def main(argv):
-    flags, overrides = measure.make_parser(__doc__).parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(measure.make_parser(__doc__), argv)
     found = list_convolutions(config.model)
     options = {"batch_size": config.train.batch_size, "dtype": config.model.dtype}
     kinds = [kind for kind in OURS if any(kind == name for name, *_ in found)]

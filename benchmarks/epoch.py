@@ -22,7 +22,7 @@ import tempfile
 import time
 
 from benchmarks import measure
-from cifar_jax.config import read_config
+from cifar_jax import arguments
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.sources import load_dataset
 
@@ -131,10 +131,11 @@ def _proportional_set_size(pid: int) -> int:
 
 def main(argv):
     parser = measure.make_parser(__doc__)
-    parser.add_argument("--images", type=measure.positive, default=6400, help="of an epoch")
+    parser.add_argument("--images", type=arguments.whole(1), default=6400, help="of an epoch")
     parser.add_argument("--only", choices=SIDES, help="train and evaluate one side once, and say nothing")
-    flags, overrides = parser.parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(parser, argv)
+    if flags.images < config.train.batch_size:
+        parser.error(f"--images: got {flags.images}, expected at least a batch, {config.train.batch_size}")
     if flags.only:
         train, evaluate = SIDES[flags.only](config, flags.images)
         train()

@@ -17,7 +17,7 @@ import multiprocessing
 import numpy as np
 
 from benchmarks import measure
-from cifar_jax.config import read_config
+from cifar_jax import arguments
 from cifar_jax.data.augment import augment_batch, make_image_augment, make_train_transform
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Split
 from cifar_jax.data.loader import make_train_loader
@@ -134,10 +134,9 @@ def make_grain(split, augment, batch_size, workers):
 
 def main(argv):
     parser = measure.make_parser(__doc__)
-    parser.add_argument("--workers", type=int, help="default: the config's data.workers")
+    parser.add_argument("--workers", type=arguments.whole(0), help="default: the config's data.workers")
     parser.add_argument("--grain", action="store_true", help="grain as a second opponent (pip install grain)")
-    flags, overrides = parser.parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(parser, argv)
     workers = config.data.workers if flags.workers is None else flags.workers
     if workers and BATCHES % workers:
         parser.error(f"--workers: got {workers}, expected a divisor of {BATCHES}, the batches of a measurement")

@@ -18,7 +18,6 @@ import numpy as np
 from benchmarks import measure
 from cifar_jax import allocator
 from cifar_jax.budget import FLOAT_BYTES, IMAGE_CHANNELS, IMAGE_SIZE, summarize
-from cifar_jax.config import read_config
 from cifar_jax.models import create_model
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import create_state
@@ -98,8 +97,7 @@ def floor(config) -> dict:
 def main(argv):
     parser = measure.make_parser(__doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile as a second opponent (needs a C++ compiler)")
-    flags, overrides = parser.parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(parser, argv)
     allocator.keep_freed_memory()  # as training does; PyTorch, in the same process, has it too
     sides = {"ours": make_ours(config), "torch": make_torch(config)}
     if flags.compile and shutil.which("c++"):
