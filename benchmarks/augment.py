@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from cifar_jax.config import read_config
 from cifar_jax.data.augment import augment_batch, make_train_transform
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_jax.device_augment import make_device_augment, make_epoch_key
@@ -104,9 +103,7 @@ def _torch_side(transform, images, torch):
 
 
 def main(argv):
-    parser = measure.make_parser(__doc__)
-    flags, overrides = parser.parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(measure.make_parser(__doc__), argv)
     batch_size = config.train.batch_size
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
     augment = config.augment.to_dict()

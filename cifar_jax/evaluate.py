@@ -73,6 +73,8 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
         stored = workdir.read_config(pathlib.Path(directory))
         _check_stored(stored, directory)
         overrides = [f"--config.data.dir={stored.data.dir}", *overrides]
+    else:  # nor may a stranger's choose what is read here
+        overrides = ["--config.data.dir=", *overrides]
     config = with_overrides(found.config, overrides)
     check_config(config)
     workdir.check_device()

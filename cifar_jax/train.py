@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import time
@@ -15,14 +16,16 @@ from cifar_jax.config import check_config, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.epoch import Progress, check_finite
-from cifar_jax.errors import RunError
+from cifar_jax.errors import InputError, RunError
 from cifar_jax.log import RunLog
 from cifar_jax.models import create_model, why_not_native
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.pipeline import make_pipeline
 from cifar_jax.state import create_state, final_variables
 from cifar_jax.steps import make_eval_step, make_train_step
-from cifar_jax.weights import save_weights
+from cifar_jax.weights import load_weights, save_weights
+
+_logger = logging.getLogger("cifar_jax")
 
 
 def train(config, directory: str | os.PathLike) -> dict:
@@ -34,9 +37,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     allocator.keep_freed_memory()
     check_config(config)
     budget.check_budget(config.model, config.budget)
-    workdir.check(path, config)
-    result = workdir.read_result(path)
-    if result:
+    if result := _finished(path, config):
         return result
     workdir.check_writable(path)
     workdir.check_device()
@@ -44,10 +45,29 @@ def train(config, directory: str | os.PathLike) -> dict:
         dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
     with _errors_of_writing(path), workdir.lock(path):
+        if result := _finished(path, config):  # another process may have been there while the data was loaded
+            return result
         newest = find_newest(path / "checkpoints")
         workdir.create(path, config, fingerprint(dataset))
         with Checkpoints(path / "checkpoints", keep_best=bool(len(held_out)), resume_from=newest) as checkpoints:
             return _run(config, path, dataset, kept, held_out, checkpoints)
+
+
+def _finished(path, config) -> dict | None:
+    """The result of a finished run of this config; raises InputError where the workdir holds something else.
+
+    Where its weights are damaged or gone, it is not finished: they are made again from the last checkpoint.
+    """
+    workdir.check(path, config)
+    result = workdir.read_result(path)
+    if result is None:
+        return None
+    try:
+        load_weights(str(path / "weights.safetensors"))
+    except InputError as error:
+        _logger.warning("%s; made again from the last checkpoint", error)
+        return None
+    return result
 
 
 @contextlib.contextmanager

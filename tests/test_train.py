@@ -16,12 +16,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from cifar_jax import epoch as epoch_module
 from cifar_jax import pipeline as pipeline_module
-from cifar_jax import stopping
+from cifar_jax import stopping, workdir
 from cifar_jax import train as train_module
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import read_config
 from cifar_jax.data import shapes
 from cifar_jax.data.augment import augment_batch, make_train_transform
+from cifar_jax.data.dataset import fingerprint
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.evaluate import evaluate_files
 from cifar_jax.log import RunLog
@@ -255,6 +256,36 @@ def test_where_every_checkpoint_is_damaged_the_workdir_is_left_as_it_is(whole, t
     with pytest.raises(InputError, match="no checkpoint of 2 in .* is whole"):
         train(make_config(), path)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_damaged_weights_of_a_finished_run_are_made_again(whole, tmp_path, caplog):
+    path = pathlib.Path(shutil.copytree(whole[0], tmp_path / "run"))
+    weights = path / "weights.safetensors"
+    for damaged in (weights.read_bytes()[:-1], b"", None):
+        weights.unlink() if damaged is None else weights.write_bytes(damaged)
+        caplog.clear()
+        assert train(make_config(), path) == whole[1]
+        assert str(weights) in caplog.text or "weights" in caplog.text
+        assert "made again from the last checkpoint" in caplog.text
+        assert_same_outcome(path, whole)
+
+
+def test_what_another_process_does_while_the_data_is_loaded_is_not_overlooked(tmp_path, monkeypatch):
+    def load_slowly(source, directory):
+        workdir.create(tmp_path / "run", make_config("seed=7"), fingerprint(DATA))
+        return DATA
+
+    monkeypatch.setattr(train_module, "load_dataset", load_slowly)
+    with pytest.raises(InputError, match=r"another config: seed \(7 there, 0 here\)"):
+        train(make_config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_other_kernels_than_a_run_began_with_are_said(stopped, monkeypatch, caplog):
+    monkeypatch.setattr(workdir, "why_not_native", lambda model: "no compiler")
+    before = json.loads((stopped / "config.json").read_text())["kernels"]
+    train(make_config(), stopped)
+    assert f"was begun with {before} kernels and goes on with xla ones" in caplog.text or before == "xla"
 
 
 def test_a_torn_line_of_metrics_is_written_anew(stopped, whole):
