@@ -101,10 +101,17 @@ def data(flags, overrides):
     )
 
 
+def hush_orbax(unraisable) -> None:
+    """Says nothing of what comes too late for a save that has failed, and been reported, already."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.INFO)
+    sys.unraisablehook = hush_orbax
     for name in ("absl", "asyncio"):  # Orbax logs a traceback of what it then raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

@@ -35,7 +35,7 @@ def journey(tmp_path_factory):
     epoch is saved, SIGTERM once resumed."""
     launch = Launcher(tmp_path_factory.mktemp("journey"), EASY)
     early = launch(lambda: "Training" in launch.read("out"), signal.SIGTERM)  # XLA compiles
-    saved = launch.workdir / "checkpoints" / "100"
+    saved = launch.workdir / "checkpoints" / "100" / "manifest.sha256"  # written last
     interrupted = launch(saved.exists, signal.SIGINT, signal.SIGINT, group=True)
     terminated = launch(lambda: "resuming" in launch.read("out"), signal.SIGTERM)
     return launch, interrupted, terminated, launch(), early
