@@ -5,8 +5,8 @@ python -m benchmarks.checkpoint [--config configs/base.py] [--repeats 9] [--json
 seconds_per_save is the median of the differences; share = seconds_per_save over checkpoint.every_seconds, what saving that
 often adds to a run (aim: under 0.02). blocked is the part of it in which no step is under way: the state is copied.
 
-Latest result, 2 CPU cores (AMD EPYC), jax 0.10.2, base, other work beside it, medians of n = 5: 0.18 s a save, 0.002 of it blocked;
-at one a minute a share of 0.003.
+Latest result, 2 CPU cores (AMD EPYC), jax 0.10.2, base, other work beside it, medians of n = 5: 0.18 s a save, 0.002 s of it
+blocked; at one a minute a share of 0.003.
 """
 
 import functools
