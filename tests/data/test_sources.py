@@ -193,6 +193,7 @@ def test_a_named_source_asks_only_that_route(small, load):
 def test_a_damaged_cache_is_reported_and_filled_again(small, load, tmp_path, caplog):
     routes = {"npm": lambda release: small.arrays}
     load("auto", "", routes=routes)
+    caplog.clear()  # of a line of INFO, where a test before this one has asked for them
     path = tmp_path / "cache" / FOLDER / "x_train.npy"
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
