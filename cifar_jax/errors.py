@@ -9,8 +9,21 @@ def one_line(error: Exception) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
+MOST_CHARACTERS = 4000  # twice the longest that is usual: a long path twice
+
+
 class InputError(Exception):
-    """Bad input: exit code 2, nothing written. One line that says what was got, what was expected and what to do."""
+    """Bad input: exit code 2, nothing written. One line that says what was got, what was expected and what to do.
+
+    What it quotes may come from strangers (names of files, classes, keys): line ends and what else would steer a
+    terminal are escaped, and the middle of what is very long is left out.
+    """
+
+    def __str__(self):
+        text = super().__str__()
+        if len(text) > MOST_CHARACTERS:
+            text = f"{text[: MOST_CHARACTERS // 2]} … {text[-MOST_CHARACTERS // 2 :]}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class RunError(Exception):

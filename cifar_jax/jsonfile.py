@@ -9,6 +9,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.files import replace_file
 
 FORMAT_VERSION = 2  # 1 had no digest
+MOST_BYTES = 2**24  # the accuracy of each of 100,000 classes takes half of it
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
@@ -22,6 +23,8 @@ def read_json(path: pathlib.Path) -> dict | None:
     try:
         if path.exists() and not path.is_file():  # a FIFO would be waited for
             raise OSError(errno.EINVAL, "no ordinary file")
+        if path.exists() and path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
         value = json.loads(path.read_text())
         version = int(value.pop("format_version"))
         if version > FORMAT_VERSION:

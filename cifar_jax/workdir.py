@@ -12,7 +12,7 @@ import jax
 
 from cifar_jax import budget
 from cifar_jax.checkpoint import may_differ
-from cifar_jax.config import differing_keys, from_json, to_json
+from cifar_jax.config import differing_keys, flatten, from_json, to_json
 from cifar_jax.errors import InputError
 from cifar_jax.jsonfile import damaged, read_json, write_json
 from cifar_jax.log import format_duration
@@ -82,8 +82,10 @@ def check_device() -> None:
 def read_config(path: pathlib.Path):
     """The config that a run was made with; raises InputError where config.json is missing or damaged."""
     try:
-        return from_json(read_json(path / "config.json")["config"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        config = from_json(read_json(path / "config.json")["config"])
+        flatten(config)  # what is nested beyond that, nothing can read
+        return config
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise damaged(path / "config.json", error) from error
 
 
@@ -97,7 +99,7 @@ def create(path: pathlib.Path, config, data: str) -> None:
     stored = read_json(path / "config.json")
     if stored and stored.get("data", data) != data:
         raise InputError(
-            f"--workdir: {path} holds a run on other data (got {data[:8]}, expected {stored['data'][:8]}, of its images, "
+            f"--workdir: {path} holds a run on other data (got {data[:8]}, expected {str(stored['data'])[:8]}, of its images, "
             "labels and classes); use the same data or another --workdir"
         )
     kernels = describe_kernels(config)

@@ -1,5 +1,6 @@
 """Files from strangers: whatever is in them, an InputError of one line comes out, soon and without much memory."""
 
+import contextlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cifar_jax import workdir
 from cifar_jax.config import read_config, to_json
 from cifar_jax.data import cache, formats
 from cifar_jax.data.decode import MOST_BYTES, PNG
@@ -230,4 +232,91 @@ def test_weights_whose_metadata_is_of_another_kind(tmp_path, changes):
     content = {"config": config, "classes": list("abcdefghij"), "mean": (0.5,) * 3, "std": (0.2,) * 3, "train_seconds": 1.0}
     save_weights(tmp_path / "w", {"params": {"x": {"y": np.zeros(1, np.float32)}}}, **(content | changes))
     with pytest.raises(InputError, match="not a whole weights file"):
+        load_weights(str(tmp_path / "w"))
+
+
+def test_an_array_of_another_type_is_not_copied(tmp_path, sparing):
+    """10**10 texts of no length: nothing in the file, 10 GB in memory."""
+    folder = tmp_path / cache.FOLDER
+    folder.mkdir()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|S0", "fortran_order": False, "shape": (10**10,)})
+    for name in cache.Arrays._fields:
+        (folder / f"{name}.npy").write_bytes(header.getvalue() + bytes(100))
+    assert cache.read_cache(str(tmp_path), targets.RELEASE) is None
+
+
+@pytest.mark.parametrize(("suffix", "reason"), [(".png", "does not match its checksum"), (".bmp", "it is not whole")])
+def test_a_damaged_image_is_said_once(tmp_path, capfd, suffix, reason):
+    """libpng and OpenCV would say it on stderr, too."""
+    content = targets.encode(suffix)
+    damaged = content[:-1] if suffix == ".bmp" else content[:200] + bytes([content[200] ^ 1]) + content[201:]
+    (tmp_path / f"i{suffix}").write_bytes(damaged)
+    with pytest.raises(InputError, match=reason):
+        read_image(tmp_path / f"i{suffix}")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08", b"\x1f\x8b\x08\x04" + bytes(6)])
+def test_a_gzip_header_without_its_end(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match="not a whole .tar.gz archive"):
+        formats.read_members(tmp_path / "a", "f", {"x": 1})
+
+
+@pytest.mark.parametrize("header", [{"GNU.sparse.map": "x"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}])
+def test_a_map_of_a_sparse_member_that_is_none(tmp_path, header):
+    with tarfile.open(tmp_path / "a", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("f/x")
+        member.pax_headers = header
+        archive.addfile(member)
+    with pytest.raises(InputError, match="not a whole .tar.gz archive"):
+        formats.read_members(tmp_path / "a", "f", {"x": 1})
+
+
+def test_a_line_of_error_steers_no_terminal_and_ends():
+    assert str(InputError("x: got a\n\x1b[31m\u202eb")) == "x: got a\\n\\x1b[31m\\u202eb"
+    long = str(InputError("x: got " + "y" * 10**6 + "; remedy"))
+    assert len(long) < 5000 and long.startswith("x: got") and long.endswith("; remedy")
+
+
+def test_a_config_nested_to_the_limit_of_the_interpreter(tmp_path):
+    smoke = read_config(str(targets.ROOT / "configs" / "smoke.py"), [])
+    text = json.dumps({"format_version": 1, "config": to_json(smoke) | {"x": 0}})
+
+    def nested(depth):
+        return text.replace('"x": 0', '"x": ' + '{"a":' * depth + "0" + "}" * depth)
+
+    def parses(depth):
+        with contextlib.suppress(RecursionError):
+            return bool(json.loads(nested(depth)))
+
+    deepest = next(depth for depth in range(1000, 0, -1) if parses(depth))
+    for depth in range(deepest - 10, deepest + 10):  # at a few of them the parser still follows and what comes after does not
+        (tmp_path / "config.json").write_text(nested(depth))
+        with pytest.raises(InputError):
+            workdir.check(tmp_path, smoke)
+
+
+def test_the_data_of_a_run_of_another_type(tmp_path):
+    smoke = read_config(str(targets.ROOT / "configs" / "smoke.py"), [])
+    (tmp_path / "config.json").write_text(json.dumps({"format_version": 1, "config": to_json(smoke), "data": 5}))
+    with pytest.raises(InputError, match="holds a run on other data"):
+        workdir.create(tmp_path, smoke, "abc")
+
+
+def test_a_huge_json_file_is_not_read(tmp_path, sparing):
+    with (tmp_path / "x.json").open("wb") as file:
+        file.truncate(2**33)  # sparse
+    with pytest.raises(InputError, match="damaged file .ValueError: it has 8589934592 bytes"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("size", [5 * 10**6, 2**40])
+def test_weights_of_a_huge_size_are_not_read(tmp_path, sparing, size):
+    header = json.dumps({"__metadata__": {"config": "[" + "[]," * (5 * 10**6 // 3) + "1]"}}).encode()
+    with (tmp_path / "w").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header if size < 2**30 else struct.pack("<Q", 100))
+        file.truncate(max(size, file.tell()))
+    with pytest.raises(InputError, match="not a whole weights file of cifar_jax .ValueError: a header of"):
         load_weights(str(tmp_path / "w"))

@@ -92,13 +92,17 @@ def mismatches(arrays: Arrays, release: Release = CIFAR10) -> list[str]:
     """Returns the names of the arrays whose dtype, shape or digest differs from the release; empty when all match."""
     with ThreadPoolExecutor(len(arrays)) as pool:  # hashlib lets go of the interpreter lock
         found = dict(zip(arrays._fields, pool.map(digest, arrays), strict=True))
-    counts = {"train": 5 * release.images_per_file, "test": release.images_per_file}
-    shapes = {f"x_{split}": (n, 32, 32, 3) for split, n in counts.items()} | {f"y_{s}": (n,) for s, n in counts.items()}
+    shapes = _shapes(release)
     return [
         name
         for name, array in arrays._asdict().items()
         if array.dtype != np.uint8 or array.shape != shapes[name] or found[name] != release.digests[name]
     ]
+
+
+def _shapes(release: Release) -> dict[str, tuple[int, ...]]:
+    counts = {"train": 5 * release.images_per_file, "test": release.images_per_file}
+    return {f"x_{split}": (n, 32, 32, 3) for split, n in counts.items()} | {f"y_{s}": (n,) for s, n in counts.items()}
 
 
 def read_cache(root: str, release: Release = CIFAR10, *, warn: bool = True) -> Arrays | None:
@@ -108,11 +112,13 @@ def read_cache(root: str, release: Release = CIFAR10, *, warn: bool = True) -> A
         return None
     level = logging.WARNING if warn else logging.DEBUG
     loaded = {}
-    for name in Arrays._fields:
+    for name, shape in _shapes(release).items():
         path = folder / f"{name}.npy"
         try:
-            # Mapped, not read: what its header claims is held against the size of the file before anything is allocated.
-            loaded[name] = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            if (mapped.dtype, mapped.shape) != (np.uint8, shape):  # before the copy, which takes what a header claims
+                raise ValueError(f"it holds {mapped.dtype} {mapped.shape}, expected uint8 {shape}")
+            loaded[name] = np.array(mapped)
         except Exception as error:  # one flipped bit of a header makes np.load raise nearly anything
             log.log(level, "cache: %s cannot be read (%s); it will be filled again", path, _one_line(error))
             return None

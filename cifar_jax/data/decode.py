@@ -5,6 +5,7 @@ OpenCV allocates what a header or a chunk claims, up to gigabytes for a file of 
 
 import io
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import PIL.Image
 KINDS = ("PNG", "JPEG", "WEBP", "BMP")
 # Far more than photographs have: what claims more is for exhausting the memory.
 MOST_BYTES, MOST_PIXELS = 2**28, 2**26
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is said once, by the caller
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,10 +46,15 @@ def decode_image(content: bytes, kinds=KINDS, size: tuple[int, int] | None = Non
 
 
 def _check_chunks(content: bytes) -> None:
-    """Raises ValueError unless every chunk of a PNG lies within the file, up to its end chunk."""
-    at, kind = len(PNG), b""
+    """Raises ValueError unless every chunk of a PNG lies within the file and has its checksum, up to its end chunk.
+
+    libpng checks that, too, but says what it finds on stderr.
+    """
+    at, kind, view = len(PNG), b"", memoryview(content)
     while kind != b"IEND":
         length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
         at += 12 + length  # length, kind, data, checksum
         if at > len(content):
             raise ValueError("a chunk reaches beyond its end")
+        if zlib.crc32(view[at - 8 - length : at - 4]) != int.from_bytes(content[at - 4 : at], "big"):
+            raise ValueError("a chunk does not match its checksum")

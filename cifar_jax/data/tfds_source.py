@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cifar_jax.data.cache import CIFAR10, Arrays, Release
+from cifar_jax.data.decode import decode_image
 from cifar_jax.data.formats import BINARY, read_archive
 from cifar_jax.errors import InputError
 
@@ -82,7 +83,10 @@ def _check_features(path: pathlib.Path) -> None:
 
 
 def _read_split(builder, split: str, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    source = builder.as_data_source(split)
+    from tensorflow_datasets import decode
+
+    # Left encoded: TFDS would hand a stranger's bytes to OpenCV as they are.
+    source = builder.as_data_source(split, decoders={"image": decode.SkipDecoding()})
     if len(source) != num_images:
         raise InputError(f"{builder.data_dir}: got {len(source)} {split} images, expected {num_images}; {PREPARE}")
     images, labels = np.empty((num_images, 32, 32, 3), np.uint8), np.empty(num_images, np.uint8)
@@ -90,7 +94,8 @@ def _read_split(builder, split: str, num_images: int) -> tuple[np.ndarray, np.nd
     for start in range(0, num_images, 1000):
         for example in source.__getitems__(range(start, min(start + 1000, num_images))):
             index = int(example["id"].decode().removeprefix(f"{split}_"))
-            images[index], labels[index], seen[index] = example["image"], example["label"], True
+            images[index] = decode_image(example["image"], ("PNG",), (32, 32))
+            labels[index], seen[index] = example["label"], True
     if not seen.all():
         raise InputError(f"{builder.data_dir}: id {split}_{int(seen.argmin()):05d} is missing; {PREPARE}")
     return images, labels

@@ -22,6 +22,9 @@ from cifar_jax.errors import InputError
 from cifar_jax.files import replace_file
 
 FORMAT_VERSION = 2  # 1 had no digest
+# The names of 100,000 classes take half the header, the widest network allowed (4096 channels throughout) 2.4 GB;
+# parsed JSON takes twenty times its text.
+MOST_HEADER, MOST_BYTES = 2**22, 2**32
 COMMITTED = pathlib.Path(__file__).parent
 
 
@@ -78,6 +81,14 @@ def find_weights(name: str) -> pathlib.Path:
     return path
 
 
+def _check_sizes(path: pathlib.Path) -> None:
+    """Raises ValueError where the file or its header is longer than that of any network that trains here."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > MOST_HEADER or path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"a header of {header} bytes in {path.stat().st_size}, at most {MOST_HEADER} in {MOST_BYTES} will do")
+
+
 def load_weights(name: str) -> Weights:
     """Reads a committed name or a file; raises InputError where it is no weights file of this project, damaged or not finite.
 
@@ -85,6 +96,7 @@ def load_weights(name: str) -> Weights:
     """
     path = find_weights(name)
     try:
+        _check_sizes(path)
         with safe_open(path, "numpy") as file:
             texts = file.metadata() or {}
             flat = {key: file.get_tensor(key) for key in file.keys()}
@@ -102,7 +114,8 @@ def load_weights(name: str) -> Weights:
         sizes = (len(classes), len(mean), len(std))
         if sizes != (config.model.num_classes, 3, 3):
             raise ValueError(f"{sizes} classes, means and deviations for {config.model.num_classes} classes and 3 channels")
-        if not all(np.isfinite(mean)) or not all(0 < value < np.inf for value in std):
+        # fractions of 255; a deviation is 1 / 255 or more where a data set is read
+        if not all(0 <= value <= 1 for value in mean) or not all(1e-3 <= value <= 1 for value in std):
             raise ValueError(f"mean {mean} and std {std}")
         seconds = metadata.get("train_seconds")
         if not all(isinstance(name, str) for name in classes):

@@ -16,6 +16,7 @@ import pytest
 from cifar_jax.data import cache, sources, tfds_source
 from cifar_jax.data.cache import CIFAR10, FOLDER
 from cifar_jax.data.dataset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
+from cifar_jax.data.decode import decode_image
 from cifar_jax.data.formats import BINARY, NPM, PYTHON
 from cifar_jax.data.sources import fetch_archive, fetch_npm, load_dataset
 from cifar_jax.data.tfds_source import fetch_tfds, read_prepared
@@ -75,6 +76,19 @@ def test_a_prepared_tfds_set_is_put_into_the_official_order(small, load, prepare
         data = load(source, str(prepared / place))
         assert_official(data, small)
         assert data.source == "tfds"
+
+
+def test_a_prepared_set_hands_no_bytes_to_opencv_unchecked(small, prepared, monkeypatch):
+    decoded = []
+
+    def decode(content, kinds, size):
+        decoded.append((kinds, size))
+        return decode_image(content, kinds, size)
+
+    monkeypatch.setattr("cifar_jax.data.tfds_source.decode_image", decode)
+    monkeypatch.setattr("tensorflow_datasets.features.Image.decode_example_np", lambda *_: pytest.fail("decoded by TFDS"))
+    read_prepared(prepared / "cifar10" / "3.0.2", small.release)
+    assert decoded == [(("PNG",), (32, 32))] * 6 * small.release.images_per_file
 
 
 def test_a_tfds_set_that_is_not_whole_is_refused(small, prepared, tmp_path):
@@ -179,6 +193,7 @@ def test_a_named_source_asks_only_that_route(small, load):
 def test_a_damaged_cache_is_reported_and_filled_again(small, load, tmp_path, caplog):
     routes = {"npm": lambda release: small.arrays}
     load("auto", "", routes=routes)
+    caplog.clear()  # of a line of INFO, where a test before this one has asked for them
     path = tmp_path / "cache" / FOLDER / "x_train.npy"
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
