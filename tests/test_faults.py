@@ -27,10 +27,15 @@ def mount(*arguments):
 
 
 @pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
 def disk(tmp_path_factory):
-    """A file system of 600 kB: room for two checkpoints of the tiny run, not for three."""
+    """A file system of 400 kB: room for a checkpoint of the tiny run (130 to 180 kB each), never for three."""
     path = tmp_path_factory.mktemp("disk")
-    mount("-t", "tmpfs", "-o", "size=600k", "tmpfs", path)
+    mount("-t", "tmpfs", "-o", "size=400k", "tmpfs", path)
     yield path
     subprocess.run(["umount", "-l", path], check=True)
 
@@ -42,9 +47,9 @@ def fill(path):
 
 
 @pytest.fixture(scope="module")
-def full(disk):
+def full(disk, compiled):
     """The same command on a disk that is too small for checkpoints, too full for the log, and then on one that has room."""
-    launch = Launcher(disk.parent, [*TINY, "--config.checkpoint.every_seconds=0.1"])
+    launch = Launcher(disk.parent, [*TINY, "--config.checkpoint.every_seconds=0.1"], compiled)
     launch.workdir = disk / "run"
     at_checkpoint = launch()
     kept = sorted(int(path.name) for path in (launch.workdir / "checkpoints").iterdir() if path.name.isdigit())
@@ -77,9 +82,9 @@ def test_with_room_on_the_disk_the_run_ends_well(full):
 
 
 @pytest.fixture(scope="module")
-def beset(tmp_path_factory):
+def beset(tmp_path_factory, compiled):
     """A run that a second one is started beside and whose worker is killed, a copy of its folder, and what became of both."""
-    launch = Launcher(tmp_path_factory.mktemp("beset"), [*TINY, "--config.checkpoint.every_seconds=0.2"])
+    launch = Launcher(tmp_path_factory.mktemp("beset"), [*TINY, "--config.checkpoint.every_seconds=0.2"], compiled)
     other = Launcher(launch.workdir.parent / "..", launch._overrides)
     other._folder = tmp_path_factory.mktemp("second")
     other.workdir = other._folder / "link"
