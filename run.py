@@ -1,25 +1,19 @@
 """The command line: flags and verbs, nothing else. `python run.py --help` lists them."""
 
-import argparse
 import json
 import logging
 import os
 import pathlib
 import sys
 
-from cifar_jax import stopping
-from cifar_jax.errors import InputError, RunError
+from cifar_jax import arguments, stopping
+from cifar_jax.errors import InputError, RunError, one_line
+
+BASE = pathlib.Path(__file__).parent / "configs" / "base.py"
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, through InputError."""
-
-    def error(self, message):
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="run.py", description="CIFAR-10 classifiers under 100,000 parameters in JAX.")
+def make_parser() -> arguments.Parser:
+    parser = arguments.Parser(prog="run.py", description="CIFAR-10 classifiers under 100,000 parameters in JAX.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     override = "and any --config.key=value"
 
@@ -28,19 +22,19 @@ def make_parser() -> argparse.ArgumentParser:
         for flag, options in flags.items():
             sub.add_argument(f"--{flag}", **options)
 
-    file = {"metavar": "FILE", "help": "a config file, such as configs/base.py"}
+    file = {"type": arguments.path, "metavar": "FILE", "help": "a config file, such as configs/base.py"}
     as_json = {"action": "store_true", "help": "print one JSON object"}
-    folder = {"metavar": "DIR", "help": "the folder of the run; default runs/NAME"}
+    folder = {"type": arguments.path, "metavar": "DIR", "help": "the folder of the run; default runs/NAME"}
     verb("train", "train, or resume what the workdir holds (the default verb)", config=file | {"required": True}, workdir=folder)
     verb("summary", "layers, parameters, MACs, receptive field", config=file | {"required": True}, json=as_json)
     verb(
         "evaluate",
         "count the test images that a trained network gets right",
-        workdir={"metavar": "DIR", "help": "the folder of a finished run"},
-        weights={"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
+        workdir=folder | {"help": "the folder of a finished run"},
+        weights=file | {"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
         json=as_json,
     )
-    verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": "configs/base.py"})
+    verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
 
 
@@ -48,11 +42,7 @@ def parse(argv: list[str]):
     """Returns (flags, overrides); the verb `train` may be left out."""
     if argv and argv[0].startswith("--") and argv[0] not in ("--help",):
         argv = ["train", *argv]
-    flags, overrides = make_parser().parse_known_args(argv)
-    for text in overrides:
-        if not text.startswith("--config."):
-            raise InputError(f"{text}: unknown argument; see run.py {flags.verb} --help; overrides are --config.key=value")
-    return flags, overrides
+    return arguments.parse(make_parser(), argv)
 
 
 def show(text: str) -> None:
@@ -68,8 +58,6 @@ def show(text: str) -> None:
 def train(flags, overrides):
     from cifar_jax import config, train, workdir
 
-    if flags.workdir == "":
-        raise InputError("--workdir: got an empty name, expected that of a folder; leave the flag out for runs/NAME")
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
     show(workdir.format_result(result, directory))
@@ -124,10 +112,10 @@ def main(argv: list[str]) -> int:
         flags, overrides = parse(argv)
         {"train": train, "summary": summary, "evaluate": evaluate, "data": data}[flags.verb](flags, overrides)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {one_line(error)}", file=sys.stderr)
         return 1
     except stopping.Stopped as stopped:
         stopping.ignore()  # ending already

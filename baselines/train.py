@@ -5,8 +5,8 @@ python -m baselines.train --config configs/base.py [--workdir DIR] [--config.key
 It runs on a GPU where there is one. It does not resume: it is here to compare with.
 """
 
-import argparse
 import math
+import os
 import pathlib
 import platform
 import sys
@@ -19,10 +19,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from baselines.data import eval_batches, make_train_loader
 from baselines.model import create_model
+from cifar_jax import arguments
 from cifar_jax.config import check_config, read_config, to_json
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
-from cifar_jax.errors import InputError, RunError
+from cifar_jax.errors import InputError, RunError, one_line
 from cifar_jax.jsonfile import write_json
 from cifar_jax.log import RunLog
 
@@ -126,8 +127,8 @@ def check(config, path: pathlib.Path) -> None:
             f"model: got {parameters:,} parameters, expected fewer than {config.budget.parameters:,} (budget.parameters); "
             "lower model.widths"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--workdir: got {path}, which is no empty folder; name a new one: the baseline does not resume")
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--workdir: got {path}, expected a new or empty folder: the baseline does not resume; name another")
 
 
 def train(config, path: pathlib.Path):
@@ -135,8 +136,11 @@ def train(config, path: pathlib.Path):
     check(config, path)
     dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"config": to_json(config), "framework": "pytorch"})
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "config.json", {"config": to_json(config), "framework": "pytorch"})
+    except OSError as error:
+        raise InputError(f"--workdir: got {path}, which cannot be written ({error.strerror}); name another") from error
     torch.manual_seed(config.seed)
     loader = make_train_loader(
         kept,
@@ -231,15 +235,16 @@ def write_result(path, config, dataset, counts, rows, model):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m baselines.train", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a config file, such as configs/base.py")
-    parser.add_argument("--workdir", metavar="DIR", help="a new folder; default runs/NAME_torch")
-    flags, overrides = parser.parse_known_args(argv)
+    parser = arguments.Parser(prog="python -m baselines.train", description=__doc__.splitlines()[0], allow_abbrev=False)
+    a_path = {"type": arguments.path}
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config file, such as configs/base.py", **a_path)
+    parser.add_argument("--workdir", metavar="DIR", help="a new folder; default runs/NAME_torch", **a_path)
     try:
+        flags, overrides = arguments.parse(parser, argv)
         config = read_config(flags.config, overrides)
         train(config, pathlib.Path(flags.workdir or f"runs/{pathlib.Path(flags.config).stem}_torch"))
     except (InputError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
 

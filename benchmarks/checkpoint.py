@@ -20,7 +20,6 @@ from benchmarks import measure
 from benchmarks.train_step import draw_batch
 from cifar_jax import allocator
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.config import read_config
 from cifar_jax.models import create_model
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import create_state
@@ -53,8 +52,7 @@ class Run:
 
 
 def main(argv):
-    flags, overrides = measure.make_parser(__doc__).parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(measure.make_parser(__doc__), argv)
     allocator.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, Checkpoints(pathlib.Path(folder), keep_best=False) as checkpoints:
         run = Run(config, checkpoints)

@@ -4,7 +4,8 @@ python -m benchmarks.convolutions [--config configs/base.py] [--json]; ratio = l
 Every convolution of the network runs once, forward and backward, on arrays that lie ready: nothing else of a step is in
 it. Which form a platform should get is read from here; model.kernels=native is a third one, see train_step.
 
-Latest result, not measured. GPU: not measured.
+Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, base, medians of n = 9, lax's time over ours:
+dense 1.60, depthwise 8.76, pointwise 2.62; all together 5.95. GPU: not measured.
 """
 
 import jax
@@ -12,7 +13,6 @@ from jax import lax
 
 from benchmarks import measure
 from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE
-from cifar_jax.config import read_config
 from cifar_jax.models import describe, ops
 
 CALLS = 5  # of one measurement
@@ -79,8 +79,7 @@ def make_side(convolutions, kind, function, batch_size, dtype):
 
 
 def main(argv):
-    flags, overrides = measure.make_parser(__doc__).parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(measure.make_parser(__doc__), argv)
     found = list_convolutions(config.model)
     options = {"batch_size": config.train.batch_size, "dtype": config.model.dtype}
     kinds = [kind for kind in OURS if any(kind == name for name, *_ in found)]

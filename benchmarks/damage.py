@@ -9,20 +9,19 @@ anything else is refused, or is read as exactly what was written (white space). 
 Latest result: see results/reliability.md.
 """
 
-import argparse
 import collections
 import json
 import logging
 import pathlib
 import random
-import sys
 import tempfile
 
 import numpy as np
 
 from benchmarks.kill import train_reference
-from benchmarks.measure import positive
+from benchmarks.measure import make_plain_parser, run
 from cifar_jax import manifest
+from cifar_jax.arguments import whole
 from cifar_jax.checkpoint import find_newest, list_steps
 from cifar_jax.data import cache
 from cifar_jax.errors import InputError
@@ -118,10 +117,9 @@ def measure(run: pathlib.Path, folder: pathlib.Path, flips: int, seed: int) -> d
 
 
 def main(argv) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=positive, default=200, help="bits flipped, and cuts, of each file")
-    parser.add_argument("--seed", type=int, default=0, help="of the places")
-    parser.add_argument("--json", action="store_true", help="print one object, last")
+    parser = make_plain_parser(__doc__)
+    parser.add_argument("--flips", type=whole(1), default=200, help="bits flipped, and cuts, of each file")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the places")
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="cifar_jax-damage-") as name:
         folder = pathlib.Path(name)
@@ -132,4 +130,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main)

@@ -1,4 +1,5 @@
-"""A whole epoch, loader and step together: ours against the PyTorch baseline; and the peak memory of training each way.
+"""A whole epoch, loader and step together: ours against the PyTorch baseline, and augmented on the device against the host;
+and the peak memory of training each way.
 
 python -m benchmarks.epoch [--config configs/base.py] [--images 6400] [--json]; ratio = PyTorch's time over ours.
 
@@ -11,6 +12,8 @@ base, 6,400 images, 1 worker, medians of n = 9: ours 4.45 s (1,438 images/s), Py
 against 1,202 MB, 1.12 times. GPU: not measured.
 """
 
+import contextlib
+import functools
 import itertools
 import pathlib
 import subprocess
@@ -19,7 +22,7 @@ import tempfile
 import time
 
 from benchmarks import measure
-from cifar_jax.config import read_config
+from cifar_jax import arguments
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.sources import load_dataset
 
@@ -35,46 +38,41 @@ def loader_options(config):
     return {"batch_size": config.train.batch_size, "seed": config.seed, "workers": config.data.workers}
 
 
-def make_ours(config, num_images):
-    """(a function that trains one epoch, one that evaluates the test set)."""
-    import jax
-
+def make_jax(config, num_images, backend: str):
+    """(a function that trains one epoch, one that evaluates the test set), augmented on the host or on the device."""
     from cifar_jax import allocator
-    from cifar_jax.data.loader import make_train_loader
-    from cifar_jax.evaluate import evaluate
     from cifar_jax.log import RunLog
     from cifar_jax.models import create_model
     from cifar_jax.optim import make_optimizer, make_schedule
+    from cifar_jax.pipeline import make_pipeline
     from cifar_jax.state import create_state, final_variables
     from cifar_jax.steps import make_eval_step, make_train_step
-    from cifar_jax.train import train_epoch
 
     allocator.keep_freed_memory()
     dataset, split = load_images(config, num_images)
-    loader = make_train_loader(split, config.augment, dataset.mean, dataset.std, **loader_options(config))
+    config = config.copy_and_resolve_references()
+    config.augment.backend = backend
+    config.log.update(progress="off", tensorboard=False)
     schedule = make_schedule(config.schedule, 10_000)
     model, tx = create_model(config.model), make_optimizer(config.optim, schedule)
-    step = jax.jit(make_train_step(model, tx, label_smoothing=config.train.label_smoothing), donate_argnums=0)
-    eval_step = jax.jit(make_eval_step(model))
+    train_step = make_train_step(model, tx, label_smoothing=config.train.label_smoothing)
     state = create_state(model, tx, config.seed, with_ema=False)
-    quiet = config.log.copy_and_resolve_references()
-    quiet.update(progress="off", tensorboard=False)
-    folder = tempfile.TemporaryDirectory()
-    log = RunLog(pathlib.Path(folder.name), quiet, num_epochs=1, steps_per_epoch=loader.steps_per_epoch)
-    log.folder = folder  # lives as long as the log
-    epochs = itertools.count(1)
+    # Both live as long as the process: the functions returned need them.
+    opened = contextlib.ExitStack()
+    folder = opened.enter_context(tempfile.TemporaryDirectory())
+    pipeline = opened.enter_context(make_pipeline(config, dataset, split, train_step, make_eval_step(model)))
+    log = RunLog(pathlib.Path(folder), config.log, num_epochs=1, steps_per_epoch=len(split) // config.train.batch_size)
+    count, epochs = pipeline.make_count(dataset.test), itertools.count(1)
 
-    def train():
+    def train(opened=opened):
         nonlocal state
-        state, _, _ = train_epoch(step, state, loader, next(epochs), schedule, log)
+        state, _ = pipeline.train_epoch(state, next(epochs), schedule, log)
 
-    return train, lambda: evaluate(eval_step, final_variables(state), dataset.test, dataset.mean, dataset.std)
+    return train, lambda: count(final_variables(state))
 
 
 def make_torch(config, num_images):
     """The same of the baseline."""
-    import functools
-
     import torch
 
     from baselines import train as baseline
@@ -101,7 +99,11 @@ def make_torch(config, num_images):
     return train, lambda: baseline.evaluate(model, dataset.test, dataset.mean, dataset.std, device)
 
 
-SIDES = {"ours": make_ours, "torch": make_torch}
+SIDES = {
+    "ours": functools.partial(make_jax, backend="host"),
+    "device": functools.partial(make_jax, backend="device"),
+    "torch": make_torch,
+}
 
 
 def peak_memory(name: str, argv) -> int:
@@ -129,10 +131,11 @@ def _proportional_set_size(pid: int) -> int:
 
 def main(argv):
     parser = measure.make_parser(__doc__)
-    parser.add_argument("--images", type=measure.positive, default=6400, help="of an epoch")
+    parser.add_argument("--images", type=arguments.whole(1), default=6400, help="of an epoch")
     parser.add_argument("--only", choices=SIDES, help="train and evaluate one side once, and say nothing")
-    flags, overrides = parser.parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(parser, argv)
+    if flags.images < config.train.batch_size:
+        parser.error(f"--images: got {flags.images}, expected at least a batch, {config.train.batch_size}")
     if flags.only:
         train, evaluate = SIDES[flags.only](config, flags.images)
         train()
@@ -144,6 +147,7 @@ def main(argv):
     summaries = measure.summarize(seconds)
     images = len(load_images(config, flags.images)[1])
     found = measure.ratio(seconds, "ours", "torch")
+    ratios = {"torch over ours": found, "host over device": measure.ratio(seconds, "device", "ours")}
     report = {
         "benchmark": "epoch",
         "machine": measure.machine(),
@@ -152,7 +156,7 @@ def main(argv):
         "peak_memory_mb": {name: round(value / 2**20) for name, value in memory.items()},
         "peak_memory_ours_over_torch": round(memory["ours"] / memory["torch"], 2),
         "sides": summaries,
-        "ratios": {"torch over ours": found},
+        "ratios": ratios,
         "ratio": found["median"],
     }
     measure.show(report, flags.json)

@@ -10,7 +10,6 @@ byte, its rows the same but for times, and nothing may be left behind. Exit code
 Latest result: see results/reliability.md.
 """
 
-import argparse
 import collections
 import contextlib
 import itertools
@@ -27,8 +26,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from benchmarks.measure import positive
+from benchmarks.measure import make_plain_parser, run
 from cifar_jax import manifest
+from cifar_jax.arguments import whole
 from cifar_jax.weights import load_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -186,12 +186,11 @@ def measure(runs: int, number: signal.Signals, jobs: int, seed: int, folder: pat
 
 
 def main(argv) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=positive, default=200, help="how many times the signal is sent")
+    parser = make_plain_parser(__doc__)
+    parser.add_argument("--runs", type=whole(1), default=200, help="how many times the signal is sent")
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
-    parser.add_argument("--jobs", type=positive, default=1, help="runs at the same time")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--json", action="store_true", help="print one object, last")
+    parser.add_argument("--jobs", type=whole(1), default=1, help="runs at the same time")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the moments")
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="cifar_jax-kill-") as name:
         folder = pathlib.Path(name)
@@ -202,4 +201,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main)

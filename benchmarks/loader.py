@@ -5,9 +5,9 @@ python -m benchmarks.loader [--config configs/base.py] [--workers 1] [--grain] [
 Every side runs the same Compose with the same random stream for each image; ratio = PyTorch's time over ours. The floor
 is that Compose in as many processes, which hand nothing over: fraction_of_floor = its time over ours.
 
-Latest result, 2 CPU cores (Xeon 2.6 GHz), Python 3.11.7, torch 2.13.0+cpu, grain 0.2.18, medians of n = 9:
---workers 2: ours 10,176 images/s, DataLoader 7,447, grain 7,664, Compose alone 10,235; ratio 1.30, fraction of the floor 0.97.
---workers 1: ours 5,472 images/s, DataLoader 3,994, grain 4,062, Compose alone 5,671; ratio 1.35, fraction of the floor 0.97.
+Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, torch 2.13.0+cpu, grain 0.2.18, medians of n = 9:
+--workers 2: ours 11,170 images/s, DataLoader 8,411, grain 8,019, Compose alone 11,196; ratio 1.29, fraction of the floor 0.99.
+--workers 1: ours 5,873 images/s, DataLoader 4,619, grain 4,256, Compose alone 5,828; ratio 1.29, fraction of the floor 1.03.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import multiprocessing
 import numpy as np
 
 from benchmarks import measure
-from cifar_jax.config import read_config
+from cifar_jax import arguments
 from cifar_jax.data.augment import augment_batch, make_image_augment, make_train_transform
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Split
 from cifar_jax.data.loader import make_train_loader
@@ -134,10 +134,9 @@ def make_grain(split, augment, batch_size, workers):
 
 def main(argv):
     parser = measure.make_parser(__doc__)
-    parser.add_argument("--workers", type=int, help="default: the config's data.workers")
+    parser.add_argument("--workers", type=arguments.whole(0), help="default: the config's data.workers")
     parser.add_argument("--grain", action="store_true", help="grain as a second opponent (pip install grain)")
-    flags, overrides = parser.parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(parser, argv)
     workers = config.data.workers if flags.workers is None else flags.workers
     if workers and BATCHES % workers:
         parser.error(f"--workers: got {workers}, expected a divisor of {BATCHES}, the batches of a measurement")

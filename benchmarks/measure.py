@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import platform
 import sys
 import time
@@ -10,25 +11,36 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from cifar_jax.errors import InputError
+from cifar_jax import arguments
+from cifar_jax.config import check_config, read_config
+from cifar_jax.errors import InputError, one_line
 
-PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain")
+PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain", "kornia", "torchvision")
 
 
-def make_parser(doc: str, **defaults) -> argparse.ArgumentParser:
-    """The flags that all benchmarks share."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/base.py", help="chooses the network and the batch")
-    parser.add_argument("--repeats", type=positive, default=defaults.get("repeats", 9), help="of every side")
+def make_parser(doc: str, **defaults) -> arguments.Parser:
+    """The flags that all benchmarks share; see parse."""
+    parser = make_plain_parser(doc)
+    parser.add_argument("--config", type=arguments.path, default="configs/base.py", help="chooses the network and the batch")
+    parser.add_argument("--repeats", type=arguments.whole(1), default=defaults.get("repeats", 9), help="of every side")
+    return parser
+
+
+def make_plain_parser(doc: str) -> arguments.Parser:
+    """The parser of a benchmark that times no sides; doc: its header."""
+    name = f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem}"
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = arguments.Parser(prog=name, description=doc, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one object, last")
     return parser
 
 
-def positive(text: str) -> int:
-    """A whole number above 0, for a flag."""
-    if (value := int(text)) < 1:
-        raise ValueError(text)  # argparse names the flag and the text
-    return value
+def parse(parser: arguments.Parser, argv: list[str]):
+    """Returns (flags, checked config)."""
+    flags, overrides = arguments.parse(parser, argv)
+    config = read_config(flags.config, overrides)
+    check_config(config)
+    return flags, config
 
 
 def run(main) -> None:
@@ -36,7 +48,7 @@ def run(main) -> None:
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

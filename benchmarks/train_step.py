@@ -2,9 +2,9 @@
 
 python -m benchmarks.train_step [--config configs/base.py] [--compile] [--json]; ratio = PyTorch's time over ours.
 
-Latest result, 2 CPU cores (Xeon 2.6 GHz), Python 3.11.7, jax 0.10.2, torch 2.13.0+cpu,
-base, medians of n = 9: ours 70 ms (1,828 images/s), PyTorch channels_last 113 ms, torch.compile 120 ms; ratio 1.63, over
-torch.compile 1.75. Floor: 7.1 GFLOP in 23 ms (and 0.50 GB in 9 ms); ours takes 3.1 times that, PyTorch 5.0, compiled 5.3.
+Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, torch 2.13.0+cpu,
+base, medians of n = 9: ours 82 ms (1,559 images/s), PyTorch channels_last 131 ms, torch.compile 158 ms; ratio 1.56, over
+torch.compile 1.92. Floor: 7.1 GFLOP in 34 ms (and 0.50 GB in 10 ms); ours takes 2.4 times that, PyTorch 3.9, compiled 4.7.
 GPU: not measured.
 """
 
@@ -18,7 +18,6 @@ import numpy as np
 from benchmarks import measure
 from cifar_jax import allocator
 from cifar_jax.budget import FLOAT_BYTES, IMAGE_CHANNELS, IMAGE_SIZE, summarize
-from cifar_jax.config import read_config
 from cifar_jax.models import create_model
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import create_state
@@ -98,8 +97,7 @@ def floor(config) -> dict:
 def main(argv):
     parser = measure.make_parser(__doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile as a second opponent (needs a C++ compiler)")
-    flags, overrides = parser.parse_known_args(argv)
-    config = read_config(flags.config, overrides)
+    flags, config = measure.parse(parser, argv)
     allocator.keep_freed_memory()  # as training does; PyTorch, in the same process, has it too
     sides = {"ours": make_ours(config), "torch": make_torch(config)}
     if flags.compile and shutil.which("c++"):

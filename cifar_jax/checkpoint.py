@@ -33,7 +33,7 @@ def may_differ(key: str) -> bool:
 def list_steps(directory: pathlib.Path) -> list[int]:
     """The steps that have a folder, whole or not, in order."""
     names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def find_newest(directory: pathlib.Path) -> int | None:
@@ -51,7 +51,10 @@ def find_newest(directory: pathlib.Path) -> int | None:
                 log.warning("checkpoint %s; the one before, of step %d, is used instead", line, step)
             return step
         passed.append(damage)
-    if not steps or (len(steps) == 1 and not complete):  # killed while it wrote the first
+    if not steps:
+        return None
+    if len(steps) == 1 and not complete:  # killed while it wrote the first
+        log.warning("checkpoint %s; there is none before it: training begins again", passed[0])
         return None
     raise InputError(
         f"--workdir: no checkpoint of {len(steps)} in {directory} is whole ({passed[0]}), expected at least one; restore the "

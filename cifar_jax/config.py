@@ -1,13 +1,14 @@
 """Configs: read from a file with overrides, checked key by key, compared, and turned into JSON and back."""
 
-import ast
 import difflib
 import errno
 import json
 import os
+import shlex
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from cifar_jax.data.augment import check_augment
 from cifar_jax.errors import InputError
@@ -98,34 +99,43 @@ def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     return config.lock()
 
 
-# What a text must be, by the type of the value that it replaces: (its words, how it is read).
-_TEXTS = {
-    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
-    int: ("a whole number", int),
-    float: ("a number", float),
-    list: ("numbers in brackets, such as (32, 64, 96, 128)", ast.literal_eval),
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "numbers in brackets"}
+# How ml_collections reads the text of an override, by the type of the value that it replaces.
+_READERS = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+    list: tuple_parser.TupleParser(),
 }
 
 
 def _explain(error: Exception, path: str, overrides: list[str], known: dict) -> str:
     """One line for an error that ml_collections raised while it applied overrides to the values `known` of a config."""
     for override in overrides:
-        name = override.lstrip("-").split("=")[0]
-        key = name.removeprefix("config.")
-        if name == key:
-            return f"{override}: unknown flag; overrides are written --config.key=value"
+        name, equals, text = override.partition("=")
+        key = name.removeprefix("--config.")
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5)
-            hint = f"did you mean --config.{near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
-            return f"--{name}: no such key in {path}; {hint}"
-        words, read = _TEXTS.get(type(known[key]), ("a text", str))
-        text = override.partition("=")[2]
+            return f"{name}: no such key in {path}; {_nearest(key, known)}"
+        kind = type(known[key])
+        value = "VALUE" if known[key] == "" else known[key]
+        example = f"write {shlex.quote(f'--config.{key}={value}')}, for example"
+        if not equals and kind is not bool:  # which is true without a value
+            return f"{key}: got no value, expected {_WORDS[kind]}; {example}"
         try:
-            read(text)
-        except (ValueError, SyntaxError, LookupError):
-            return f"{key}: got {text!r}, expected {words}; write --config.{key}={known[key]}, for example"
+            _READERS[kind].parse(text if equals else "true")
+        except Exception:  # a TupleParser passes on what Python's parser raises
+            return f"{key}: got {text!r}, expected {_WORDS[kind]}; {example}"
     reason = " ".join(str(error).split())
     return f"config {path}: {' '.join(overrides)}: {reason}; give a value of the key's type"
+
+
+def _nearest(key: str, known: dict) -> str:
+    """What to do about a key that there is not."""
+    if inner := sorted(name for name in known if name.startswith(f"{key}.")):
+        return f"it is a section: set --config.{' or --config.'.join(inner)}"
+    near = difflib.get_close_matches(key, known, 1, 0.5)
+    return f"did you mean --config.{near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
 
 
 def flatten(config) -> dict:
@@ -167,18 +177,18 @@ def check_config(config) -> None:
         value, kind = flat[key], int if isinstance(low, int) else (int, float)
         # `not low <= value` also refuses NaN; bool is an int to Python, a slip in a config
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-            words = "a whole number from " if kind is int else ""
-            raise InputError(f"{key}: got {value!r}, expected {words}{low} to {high}; change it in the config")
+            words = _WORDS[type(low)]
+            raise InputError(f"{key}: got {value!r}, expected {words} from {low} to {high}; change it in the config")
     for key, kind in TYPES.items():
         if not isinstance(flat[key], kind):
-            raise InputError(f"{key}: got {flat[key]!r}, expected a {kind.__name__}; change it in the config")
+            raise InputError(f"{key}: got {flat[key]!r}, expected {_WORDS[kind]}; change it in the config")
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             near = difflib.get_close_matches(str(flat[key]), choices, 1)
             hint = f"did you mean {near[0]}?" if near else "choose one of them"
             raise InputError(f"{key}: got {flat[key]!r}, expected one of {', '.join(choices)}; {hint}")
     widths = config.model.widths
-    whole = isinstance(widths, tuple | list) and all(isinstance(w, int) and 1 <= w <= 4096 for w in widths)
+    whole = isinstance(widths, tuple | list) and all(type(w) is int and 1 <= w <= 4096 for w in widths)
     if not whole or len(widths) != 4:
         raise InputError(
             f"model.widths: got {widths!r}, expected four whole numbers from 1 to 4096, one a block, such as (32, 64, 96, 128); "

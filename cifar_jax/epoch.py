@@ -25,23 +25,44 @@ class Progress:
     wait_seconds: float = 0.0
 
 
-def train_epoch(train_step, state, loader, epoch: int, schedule, log, *, start: Progress = Progress(), save=None):
+BEGINNING = Progress()
+
+
+def sums_from_numbers(numbers: dict | None) -> dict:
+    """metrics.step_sums of a checkpoint's numbers, or zeros."""
+    return {name: kind(numbers[name] if numbers else 0) for name, kind in _TYPES.items()}
+
+
+def sums_to_numbers(sums: dict) -> dict:
+    """The inverse, of sums that lie on the host."""
+    return {name: value.item() for name, value in sums.items()}
+
+
+def timed(start: Progress):
+    """Returns progress(batches, sums, wait_seconds) -> Progress, with the seconds since this call, after those of `start`."""
+    began = time.perf_counter()
+
+    def progress(batches, sums, wait_seconds):
+        return Progress(batches, sums, start.seconds + time.perf_counter() - began, start.wait_seconds + wait_seconds)
+
+    return progress
+
+
+def train_epoch(train_step, state, loader, epoch: int, schedule, log, *, start: Progress = BEGINNING, save=None):
     """Trains the batches that `start` leaves of an epoch. Returns (state, the Progress at its end).
 
     save(state, get_progress): called after every step but the last; get_progress() waits for the step and tells how
     far the epoch is. One step is always under way while the next batch is fetched; the loss of each is looked at one
     step late. Raises RunError at a loss that is not finite.
     """
-    sums = start.sums and {name: jax.numpy.asarray(start.sums[name], kind) for name, kind in _TYPES.items()}
+    sums, clock = jax.device_put(sums_from_numbers(start.sums)), timed(start)
     batches = Prefetch(loader.epoch(epoch, start.batches), jax.device_put)
-    first_step, began, done, pending = (epoch - 1) * loader.steps_per_epoch, time.perf_counter(), start.batches, None
+    first_step, done, pending = (epoch - 1) * loader.steps_per_epoch, start.batches, None
     add = jax.jit(metrics.add)
 
     def get_progress():
         _check(pending)
-        numbers = {name: kind.item() for name, kind in jax.device_get(sums).items()}
-        taken = start.seconds + time.perf_counter() - began
-        return Progress(done, numbers, taken, start.wait_seconds + batches.wait_seconds)
+        return clock(done, sums_to_numbers(jax.device_get(sums)), batches.wait_seconds)
 
     def _check(loss):
         if loss is not None:
@@ -50,7 +71,7 @@ def train_epoch(train_step, state, loader, epoch: int, schedule, log, *, start: 
     with log.epoch_bar(epoch, start.batches) as bar:
         for batch in batches:
             state, batch_sums = train_step(state, batch)
-            sums = batch_sums if sums is None else add(sums, batch_sums)
+            sums = add(sums, batch_sums)
             _check(pending)
             done, pending = done + 1, batch_sums["loss"]
             if bar.n % 20 == 0 and not bar.disable:

@@ -1,5 +1,6 @@
 """Counts a split exactly: loss and accuracy over all examples, and accuracy of each class."""
 
+import os
 import pathlib
 
 import jax
@@ -29,10 +30,21 @@ def evaluate(eval_step, variables, split: Split, mean, std, *, check=lambda: Non
         check()
         batch_sums = eval_step(variables, batch)
         sums = batch_sums if sums is None else metrics.add(sums, batch_sums)
-    sums = jax.device_get(sums)
+    return to_counts(jax.device_get(sums))
+
+
+def to_counts(sums: dict) -> dict:
+    """What `evaluate` returns, of metrics.eval_sums over a whole split that lie on the host."""
     counts = zip(sums["class_correct"].tolist(), sums["class_examples"].tolist(), strict=True)
     class_accuracy = [correct / examples if examples else None for correct, examples in counts]
     return metrics.summarize(sums) | {"class_accuracy": class_accuracy}
+
+
+def _check_stored(config, path) -> None:
+    try:
+        check_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: got an invalid config in it ({error}); expected what training wrote; name another") from error
 
 
 def evaluate_files(directory: str | None, weights: str | None, overrides: list[str]) -> dict:
@@ -42,20 +54,27 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
     Raises InputError where neither or both are given, or the file is missing, damaged, or for another network.
     """
     if bool(directory) == bool(weights):
-        raise InputError("evaluate: expected one of --workdir DIR and --weights NAME|FILE")
-    if directory and workdir.read_result(pathlib.Path(directory)) is None:
+        got = "both" if directory else "neither"
+        raise InputError(f"evaluate: got {got}, expected one of --workdir DIR and --weights NAME|FILE; name one")
+    if directory and not (os.path.isdir(directory) and workdir.read_result(pathlib.Path(directory))):
         raise InputError(
-            f"--workdir: got {directory}, which holds no finished run, expected a result.json in it; finish the run with "
-            "the command that began it, or name another"
+            f"--workdir: got {directory}, which holds no finished run, expected a folder with a result.json in it; finish the "
+            "run with the command that began it, or name another"
         )
     for override in overrides:
         if override.split("=")[0] not in ("--config.data.dir", "--config.data.source"):
             raise InputError(
-                f"{override}: the config of trained weights is a fact, expected only --config.data.dir and --config.data.source"
+                f"{override}: the config of trained weights is a fact, expected only --config.data.dir and --config.data.source; "
+                "leave it out"
             )
     found = load_weights(weights or str(pathlib.Path(directory, "weights.safetensors")))
+    _check_stored(found.config, found.path)
     if directory:  # a run's folder knows where its data lay; a weights file, made to be shared, does not
-        overrides = [f"--config.data.dir={workdir.read_config(pathlib.Path(directory)).data.dir}", *overrides]
+        stored = workdir.read_config(pathlib.Path(directory))
+        _check_stored(stored, directory)
+        overrides = [f"--config.data.dir={stored.data.dir}", *overrides]
+    else:  # nor may a stranger's choose what is read here
+        overrides = ["--config.data.dir=", *overrides]
     config = with_overrides(found.config, overrides)
     check_config(config)
     workdir.check_device()

@@ -1,11 +1,12 @@
 """JSON files of a run: written in one piece, with the digest of their content; what has changed since is refused."""
 
+import errno
 import hashlib
 import json
-import os
 import pathlib
 
 from cifar_jax.errors import InputError
+from cifar_jax.files import replace_file
 
 FORMAT_VERSION = 2  # 1 had no digest
 
@@ -13,14 +14,14 @@ FORMAT_VERSION = 2  # 1 had no digest
 def write_json(path: pathlib.Path, content: dict) -> None:
     """Writes {"format_version", **content, "sha256"}: the file appears whole or not at all."""
     value = {"format_version": FORMAT_VERSION, **content}
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value | {"sha256": digest(value)}, indent=2) + "\n")
-    os.replace(temporary, path)
+    replace_file(path, (json.dumps(value | {"sha256": digest(value)}, indent=2) + "\n").encode())
 
 
 def read_json(path: pathlib.Path) -> dict | None:
     """The content of such a file, or None where it does not exist; raises InputError where it is damaged."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise OSError(errno.EINVAL, "no ordinary file")
         value = json.loads(path.read_text())
         version = int(value.pop("format_version"))
         if version > FORMAT_VERSION:

@@ -1,12 +1,12 @@
 """What a run says and writes while it goes: a progress bar, a line an epoch, metrics.jsonl and TensorBoard events."""
 
 import json
-import os
 import pathlib
 import sys
 
 from tqdm import tqdm
 
+from cifar_jax.files import replace_file
 from cifar_jax.tensorboard import append_scalars, create_events
 
 # Fields of a row that TensorBoard shows as curves; the rest are constants or counts.
@@ -50,9 +50,7 @@ class RunLog:
         self._progress = config.progress
         self._bar_wanted = config.progress == "bar" or (config.progress == "auto" and sys.stderr.isatty())
         self._num_epochs, self._steps_per_epoch = num_epochs, steps_per_epoch
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(temporary, self._path)
+        replace_file(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._events = create_events(workdir / "tensorboard", len(self.rows) + 1) if config.tensorboard else None
 
     def say(self, line: str) -> None:

@@ -4,21 +4,18 @@ A folder without that file is incomplete. The format is that of sha256sum: `sha2
 """
 
 import hashlib
-import os
 import pathlib
+
+from cifar_jax.files import replace_file, sync
 
 NAME = "manifest.sha256"
 
 
 def write(folder: pathlib.Path) -> None:
     """Brings the files of a folder onto the disk, then writes its manifest, in one piece."""
-    for path in _files(folder):
-        _sync(path)
-    temporary = folder.with_name(f"{folder.name}.{NAME}.tmp")  # not in the folder, whose files are listed
-    temporary.write_bytes(_list(folder))
-    _sync(temporary)
-    os.replace(temporary, folder / NAME)
-    _sync(folder)
+    for path in (*folder.rglob("*"), folder.parent):
+        sync(path)
+    replace_file(folder / NAME, _list(folder))
 
 
 def is_complete(folder: pathlib.Path) -> bool:
@@ -58,11 +55,3 @@ def _list(folder) -> bytes:
 
 def _parse(text: bytes) -> dict:
     return {line[66:]: line[:64] for line in text.decode(errors="replace").splitlines()}
-
-
-def _sync(path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import logging
 import os
 import pathlib
 import time
@@ -12,17 +14,18 @@ from cifar_jax import allocator, budget, metrics, stopping, workdir
 from cifar_jax.checkpoint import Checkpoints, find_newest
 from cifar_jax.config import check_config, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
-from cifar_jax.data.loader import make_train_loader
 from cifar_jax.data.sources import load_dataset
-from cifar_jax.epoch import Progress, check_finite, train_epoch
-from cifar_jax.errors import RunError
-from cifar_jax.evaluate import evaluate
+from cifar_jax.epoch import Progress, check_finite
+from cifar_jax.errors import InputError, RunError
 from cifar_jax.log import RunLog
 from cifar_jax.models import create_model, why_not_native
 from cifar_jax.optim import make_optimizer, make_schedule
+from cifar_jax.pipeline import make_pipeline
 from cifar_jax.state import create_state, final_variables
 from cifar_jax.steps import make_eval_step, make_train_step
-from cifar_jax.weights import save_weights
+from cifar_jax.weights import load_weights, save_weights
+
+_logger = logging.getLogger("cifar_jax")
 
 
 def train(config, directory: str | os.PathLike) -> dict:
@@ -34,9 +37,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     allocator.keep_freed_memory()
     check_config(config)
     budget.check_budget(config.model, config.budget)
-    workdir.check(path, config)
-    result = workdir.read_result(path)
-    if result:
+    if result := _finished(path, config):
         return result
     workdir.check_writable(path)
     workdir.check_device()
@@ -44,21 +45,29 @@ def train(config, directory: str | os.PathLike) -> dict:
         dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
     with _errors_of_writing(path), workdir.lock(path):
+        if result := _finished(path, config):  # another process may have been there while the data was loaded
+            return result
         newest = find_newest(path / "checkpoints")
         workdir.create(path, config, fingerprint(dataset))
-        with (
-            make_train_loader(
-                kept,
-                config.augment,
-                dataset.mean,
-                dataset.std,
-                batch_size=config.train.batch_size,
-                seed=config.seed,
-                workers=config.data.workers,
-            ) as loader,
-            Checkpoints(path / "checkpoints", keep_best=bool(len(held_out)), resume_from=newest) as checkpoints,
-        ):
-            return _run(config, path, dataset, held_out, loader, checkpoints)
+        with Checkpoints(path / "checkpoints", keep_best=bool(len(held_out)), resume_from=newest) as checkpoints:
+            return _run(config, path, dataset, kept, held_out, checkpoints)
+
+
+def _finished(path, config) -> dict | None:
+    """The result of a finished run of this config; raises InputError where the workdir holds something else.
+
+    Where its weights are damaged or gone, it is not finished: they are made again from the last checkpoint.
+    """
+    workdir.check(path, config)
+    result = workdir.read_result(path)
+    if result is None:
+        return None
+    try:
+        load_weights(str(path / "weights.safetensors"))
+    except InputError as error:
+        _logger.warning("%s; made again from the last checkpoint", error)
+        return None
+    return result
 
 
 @contextlib.contextmanager
@@ -74,39 +83,33 @@ def _errors_of_writing(path):
         ) from error
 
 
-def _run(config, path, dataset, held_out, loader, checkpoints) -> dict:
+def _run(config, path, dataset, kept, held_out, checkpoints) -> dict:
     """Makes or restores the state, trains the epochs that are left, writes the results."""
-    schedule = make_schedule(config.schedule, config.train.epochs * loader.steps_per_epoch)
+    steps_per_epoch = len(kept) // config.train.batch_size
+    schedule = make_schedule(config.schedule, config.train.epochs * steps_per_epoch)
     model, tx = create_model(config.model), make_optimizer(config.optim, schedule)
-    train_step = jax.jit(
-        make_train_step(model, tx, label_smoothing=config.train.label_smoothing, ema_decay=config.ema.decay),
-        donate_argnums=0,
-    )
-    eval_step = jax.jit(make_eval_step(model))
+    train_step = make_train_step(model, tx, label_smoothing=config.train.label_smoothing, ema_decay=config.ema.decay)
     state = create_state(model, tx, config.seed, with_ema=config.ema.decay > 0)
     state, progress = checkpoints.restore(state) or (state, {"rows": []})
     rows, start = progress.pop("rows"), Progress(**progress)
-    log = RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=loader.steps_per_epoch, rows=rows)
-    log.say(_opening(config, path, dataset, kept=len(dataset.train) - len(held_out), rows=rows, start=start))
-
-    def count(state, split):
-        return evaluate(eval_step, final_variables(state), split, dataset.mean, dataset.std)
-
-    split = ("validation", held_out) if len(held_out) else ("test", dataset.test)
-    step = _announce_first(train_step, log)
-    state, counts = _train_epochs(
-        config,
-        lambda state, epoch, **options: train_epoch(step, state, loader, epoch, schedule, log, **options),
-        lambda state: (split[0], count(state, split[1])),
-        state,
-        start,
-        steps_per_epoch=loader.steps_per_epoch,
-        schedule=schedule,
-        log=log,
-        checkpoints=checkpoints,
-    )
-    if counts is None or len(held_out):  # None: every epoch was done before
-        counts = count(state, dataset.test)
+    split, watched = ("validation", held_out) if len(held_out) else ("test", dataset.test)
+    log = RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=steps_per_epoch, rows=rows)
+    log.say(_opening(config, path, dataset, kept=len(kept), rows=rows, start=start))
+    with make_pipeline(config, dataset, kept, train_step, make_eval_step(model)) as pipeline:
+        count = pipeline.make_count(watched)
+        state, counts = _train_epochs(
+            config,
+            functools.partial(pipeline.train_epoch, schedule=schedule, log=log),
+            lambda state: (split, count(final_variables(state))),
+            state,
+            start,
+            steps_per_epoch=steps_per_epoch,
+            schedule=schedule,
+            log=log,
+            checkpoints=checkpoints,
+        )
+        if counts is None or len(held_out):  # None: every epoch was done before
+            counts = pipeline.make_count(dataset.test)(final_variables(state))
     save_weights(
         path / "weights.safetensors",
         final_variables(state),
@@ -130,12 +133,16 @@ def _train_epochs(config, run_epoch, watch, state, start, *, steps_per_epoch, sc
         checkpoints.save(step, state, {"rows": list(log.rows), **dataclasses.asdict(progress)})
 
     def save_amid(state, get_progress):
+        nonlocal first
+        if first:
+            first, _ = False, jax.block_until_ready(state)
+            log.say(f"First step after {time.perf_counter() - started:.1f} s, compilation included")
         if stopping.received() or checkpoints.is_due(config.checkpoint.every_seconds):
             progress = get_progress()
             save(state, int(state.step), progress)
             stopping.check()
 
-    counts = None
+    counts, first, started = None, True, time.perf_counter()
     for epoch in range(len(log.rows) + 1, config.train.epochs + 1):
         stopping.check()
         state, progress = run_epoch(state, epoch, start=start, save=save_amid)
@@ -169,22 +176,6 @@ def _make_row(epoch: int, steps_per_epoch: int, schedule, progress: Progress, co
         "images_per_second": sums["examples"] / progress.seconds,
         "input_wait_fraction": progress.wait_seconds / progress.seconds,
     }
-
-
-def _announce_first(train_step, log: RunLog):
-    """The same step, saying after its first call how long compiling it and computing it took."""
-    first = True
-
-    def announced(state, batch):
-        nonlocal first
-        if not first:
-            return train_step(state, batch)
-        first, began = False, time.perf_counter()
-        output = jax.block_until_ready(train_step(state, batch))
-        log.say(f"First step after {time.perf_counter() - began:.1f} s, compilation included")
-        return output
-
-    return announced
 
 
 def _seconds_left(rows, num_epochs: int) -> float:

@@ -1,6 +1,7 @@
 """The folder of one run: what it may hold before training, and the files that training leaves there."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import platform
@@ -18,6 +19,7 @@ from cifar_jax.log import format_duration
 from cifar_jax.models import why_not_native
 
 LOCK = ".lock"
+log = logging.getLogger("cifar_jax")
 
 
 def _nearest_folder(path: pathlib.Path) -> pathlib.Path:
@@ -88,6 +90,8 @@ def read_config(path: pathlib.Path):
 def create(path: pathlib.Path, config, data: str) -> None:
     """Makes the folder, with config.json in it; raises InputError where the folder holds a run on other data.
 
+    Warns where the run was begun with other kernels: it goes on, but not to the bits that it would have ended in.
+
     data: dataset.fingerprint of the data to be trained on.
     """
     stored = read_json(path / "config.json")
@@ -96,8 +100,19 @@ def create(path: pathlib.Path, config, data: str) -> None:
             f"--workdir: {path} holds a run on other data (got {data[:8]}, expected {stored['data'][:8]}, of its images, "
             "labels and classes); use the same data or another --workdir"
         )
+    kernels = describe_kernels(config)
+    begun = stored.get("kernels", kernels) if stored else kernels
+    if begun != kernels:
+        log.warning(
+            "%s was begun with %s kernels and goes on with %s ones: its numbers will differ by rounding", path, begun, kernels
+        )
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"config": to_json(config), "data": data})
+    write_json(path / "config.json", {"config": to_json(config), "data": data, "kernels": begun})
+
+
+def describe_kernels(config) -> str:
+    """What computes the config's network on this machine: "native" or "xla"."""
+    return "xla" if why_not_native(config.model) else "native"
 
 
 @contextlib.contextmanager
@@ -187,7 +202,7 @@ def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[d
         "train_accuracy": rows[-1]["train_accuracy"],
         "data_source": dataset.source,
         "data_verified": dataset.verified,
-        "kernels": "xla" if why_not_native(config.model) else "native",
+        "kernels": describe_kernels(config),
     }
     write_json(path / "result.json", result)
     return result

@@ -2,9 +2,7 @@
 
 import gzip
 import io
-import os
 import pathlib
-import signal
 import tarfile
 
 import cv2
@@ -14,10 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import run
 from cifar_jax import workdir
 from cifar_jax.config import read_config, to_json
-from cifar_jax.data import shapes, sources
+from cifar_jax.data import shapes
 from cifar_jax.data.formats import BINARY
 from cifar_jax.models import create_model
 from cifar_jax.weights import check_variables, load_weights, save_weights
@@ -26,32 +23,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
 SMALL = shapes.make_shapes(60, 20)
 TINY = ["--config.model.widths=(8,8,8,16)", "--config.train.batch_size=50"]
-
-
-def read_files(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """A function that runs arguments, checks that they are refused, and returns the line on stderr."""
-    monkeypatch.setattr(sources, "make_shapes", lambda: SMALL)
-    monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def check(*argv):
-        before = read_files(tmp_path)
-        assert run.main([str(word) for word in argv]) == 2
-        assert read_files(tmp_path) == before
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.count("\n") == 1 and err.startswith("error: ") and "Traceback" not in err
-        return err
-
-    yield check
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def archive(content=b"x" * 3073, name="data_batch_1.bin"):
@@ -112,56 +83,6 @@ def test_workdir_below_a_file(refused, tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         assert f"{tmp_path / 'file'} is no folder" in refused("--config", SMOKE, "--workdir", path)
-
-
-def make_odd(path, kind):
-    """Puts something there that is neither an ordinary file nor a folder with anything in it."""
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "dangling link":
-        path.symlink_to(path.parent / "nosuch")
-    elif kind == "link to itself":
-        path.symlink_to(path)
-    elif kind == "no text":
-        path.write_bytes(b"\xff\xfe\x00")
-    return path
-
-
-ODD = ["folder", "pipe", "dangling link", "link to itself", "no text", "missing"]
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_things_as_a_config(refused, tmp_path, kind):
-    line = refused("--config", make_odd(tmp_path / "c.py", kind))
-    assert f"--config: got {tmp_path / 'c.py'}, which" in line
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_things_as_weights(refused, tmp_path, kind):
-    line = refused("evaluate", "--weights", make_odd(tmp_path / "w", kind))
-    assert str(tmp_path / "w") in line and "expected" in line
-
-
-@pytest.mark.parametrize("kind", ["pipe", "dangling link", "link to itself", "no text"])
-def test_odd_things_as_a_workdir(refused, tmp_path, kind):
-    line = refused("--config", SMOKE, "--workdir", make_odd(tmp_path / "run", kind))
-    assert f"--workdir: got {tmp_path / 'run'}" in line and "name another" in line
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_things_as_data(refused, tmp_path, kind):
-    path = make_odd(tmp_path / "data", kind)
-    line = refused("--config", SMOKE, "--config.data.source=auto", f"--config.data.dir={path}")
-    assert str(path) in line and "--config.data.dir" in line
-
-
-@pytest.mark.parametrize("argv", [["--workdir"], ["--config"], ["evaluate", "--weights"], ["evaluate", "--workdir"]])
-def test_names_that_are_too_long(refused, argv):
-    config = [] if argv[-1] == "--config" or argv[0] == "evaluate" else ["--config", SMOKE]
-    line = refused(*(argv[:1] if argv[0] == "evaluate" else []), *config, argv[-1], "x" * 300)
-    assert "x" * 300 in line
 
 
 def test_workdir_with_foreign_files(refused, tmp_path):

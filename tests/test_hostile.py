@@ -200,11 +200,10 @@ def test_members_of_an_archive_stay_in_memory_and_within_their_limits(tmp_path, 
         formats.read_members(path, "f", {"bomb": 10**6})
 
 
-def test_a_prepared_set_cannot_name_code_to_import(tmp_path):
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_a_prepared_set_cannot_name_code_to_import(tmp_path, key):
     (tmp_path / "dataset_info.json").write_text("{}")
-    (tmp_path / "features.json").write_text(
-        json.dumps({"featuresDict": {"features": {"x": {"pythonClassName": "antigravity.X"}}}})
-    )
+    (tmp_path / "features.json").write_text(json.dumps({"featuresDict": {"features": {"x": {key: "antigravity.X"}}}}))
     with pytest.raises(
         InputError, match="features.json: names the class 'antigravity.X', expected only those of tensorflow_datasets"
     ):

@@ -72,6 +72,12 @@ def test_a_file_made_before_there_was_a_digest_is_read(tmp_path):
     assert read_json(tmp_path / "x.json") == CONTENT
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(InputError, match="no ordinary file"):
+        read_json(tmp_path / "x.json")
+
+
 def test_a_later_format_is_refused(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"format_version": FORMAT_VERSION + 1, **CONTENT}))
     with pytest.raises(InputError, match="got format 3, expected at most 2; update"):

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from cifar_jax import stopping
+from cifar_jax import epoch as epoch_module
+from cifar_jax import pipeline as pipeline_module
+from cifar_jax import stopping, workdir
 from cifar_jax import train as train_module
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import read_config
 from cifar_jax.data import shapes
 from cifar_jax.data.augment import augment_batch, make_train_transform
+from cifar_jax.data.dataset import fingerprint
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.evaluate import evaluate_files
 from cifar_jax.log import RunLog
@@ -68,7 +71,7 @@ def stop_after(monkeypatch, epoch):
 @contextlib.contextmanager
 def signalled_after(step, monkeypatch):
     """Sends this process SIGTERM as soon as a run has made its step of that number."""
-    train_epoch = train_module.train_epoch
+    train_epoch = epoch_module.train_epoch
     handlers = {number: signal.getsignal(number) for number in stopping.NUMBERS}
 
     def signalling_epoch(train_step, *rest, **options):
@@ -82,7 +85,7 @@ def signalled_after(step, monkeypatch):
 
     stopping.listen()
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "train_epoch", signalling_epoch)
+        patch.setattr(epoch_module, "train_epoch", signalling_epoch)
         yield
     stopping.listen()  # forgets it
     for number, handler in handlers.items():
@@ -198,13 +201,13 @@ def test_saved_and_stopped_amid_an_epoch_a_run_resumes_to_the_same_bits(tmp_path
 
 def test_the_seed_changes_weights_order_and_augmentation(tmp_path, monkeypatch):
     begun = []
-    run_epoch = train_module.train_epoch
+    run_epoch = epoch_module.train_epoch
 
     def watching_epoch(step, state, loader, *rest, **options):
         begun.append((jax.device_get(state.params), next(loader.epoch(1))["label"]))
         return run_epoch(step, state, loader, *rest, **options)
 
-    monkeypatch.setattr(train_module, "train_epoch", watching_epoch)
+    monkeypatch.setattr(epoch_module, "train_epoch", watching_epoch)
     for i, seed in enumerate((0, 0, 1)):
         train(make_config("train.epochs=1", f"seed={seed}"), tmp_path / str(i))
     jax.tree.map(np.testing.assert_array_equal, begun[0], begun[1])
@@ -255,6 +258,36 @@ def test_where_every_checkpoint_is_damaged_the_workdir_is_left_as_it_is(whole, t
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
+def test_damaged_weights_of_a_finished_run_are_made_again(whole, tmp_path, caplog):
+    path = pathlib.Path(shutil.copytree(whole[0], tmp_path / "run"))
+    weights = path / "weights.safetensors"
+    for damaged in (weights.read_bytes()[:-1], b"", None):
+        weights.unlink() if damaged is None else weights.write_bytes(damaged)
+        caplog.clear()
+        assert train(make_config(), path) == whole[1]
+        assert str(weights) in caplog.text or "weights" in caplog.text
+        assert "made again from the last checkpoint" in caplog.text
+        assert_same_outcome(path, whole)
+
+
+def test_what_another_process_does_while_the_data_is_loaded_is_not_overlooked(tmp_path, monkeypatch):
+    def load_slowly(source, directory):
+        workdir.create(tmp_path / "run", make_config("seed=7"), fingerprint(DATA))
+        return DATA
+
+    monkeypatch.setattr(train_module, "load_dataset", load_slowly)
+    with pytest.raises(InputError, match=r"another config: seed \(7 there, 0 here\)"):
+        train(make_config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_other_kernels_than_a_run_began_with_are_said(stopped, monkeypatch, caplog):
+    monkeypatch.setattr(workdir, "why_not_native", lambda model: "no compiler")
+    before = json.loads((stopped / "config.json").read_text())["kernels"]
+    train(make_config(), stopped)
+    assert f"was begun with {before} kernels and goes on with xla ones" in caplog.text or before == "xla"
+
+
 def test_a_torn_line_of_metrics_is_written_anew(stopped, whole):
     metrics = stopped / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"epoch": 2, "st')
@@ -279,7 +312,7 @@ def test_stopped_after_the_last_epoch_the_run_is_only_closed(stopped, whole, mon
     shutil.copytree(whole[0], stopped)
     (stopped / "result.json").unlink()
     (stopped / "weights.safetensors").unlink()
-    monkeypatch.setattr(train_module, "train_epoch", None)
+    monkeypatch.setattr(epoch_module, "train_epoch", None)
     assert train(make_config(), stopped)["correct"] == whole[1]["correct"]
     assert_same_outcome(stopped, whole)
 
@@ -308,13 +341,13 @@ def test_evaluation_counts_what_training_counted(whole, monkeypatch):
 
 def test_held_out_images_are_watched_and_the_test_set_counted_once(tmp_path, monkeypatch):
     watched = []
-    evaluate = train_module.evaluate
+    evaluate = pipeline_module.evaluate
 
     def watching(step, variables, split, *rest):
         watched.append(len(split))
         return evaluate(step, variables, split, *rest)
 
-    monkeypatch.setattr(train_module, "evaluate", watching)
+    monkeypatch.setattr(pipeline_module, "evaluate", watching)
     monkeypatch.setattr(train_module, "load_dataset", lambda source, directory: shapes.make_shapes(460, 100))
     result = train(make_config("data.num_validation=60"), tmp_path / "run")
     rows = [(row["eval_split"], row["eval_examples"], row["step"]) for row in read_rows(tmp_path / "run")]

@@ -15,6 +15,8 @@ import numpy as np
 
 from cifar_jax.errors import InputError
 
+# Where the training transform runs: Albumentations in the loader, or `device_augment.py` in the compiled step.
+BACKENDS = ("host", "device")
 _PROBABILITY = (float, 0.0, 1.0, "a probability from 0 to 1")
 # What may stand in the augment section: (type, lowest, highest, in words).
 _SECTIONS = {
@@ -37,12 +39,12 @@ SHUFFLE, AUGMENT = 0, 1
 def check_augment(augment) -> None:
     """Raises InputError, naming the key, unless `augment` is a complete and valid augment section.
 
-    augment: ConfigDict or nested dict with backend = "host", horizontal_flip {p}, coarse_dropout {size, p}, to_gray {p}
-    and shift_scale_rotate {shift, scale, rotate, p}. Does not import Albumentations.
+    augment: ConfigDict or nested dict with backend = "host" or "device", horizontal_flip {p}, coarse_dropout {size, p},
+    to_gray {p} and shift_scale_rotate {shift, scale, rotate, p}. Does not import Albumentations.
     """
     _check_keys("augment", augment, ("backend", *_SECTIONS))
-    if augment["backend"] != "host":
-        raise InputError(f"augment.backend: got {augment['backend']!r}, expected 'host'; set it to 'host'")
+    if augment["backend"] not in BACKENDS:
+        raise InputError(f"augment.backend: got {augment['backend']!r}, expected 'host' or 'device'; set it to one of them")
     for section, keys in _SECTIONS.items():
         _check_keys(f"augment.{section}", augment[section], tuple(keys))
         for key, (kind, low, high, words) in keys.items():

@@ -21,7 +21,7 @@ def read_image_folder(directory: str | os.PathLike) -> Dataset:
     Aspect ratios are not kept, alpha is dropped, grey is repeated. Mean and std are those of the training images.
     InputError: no such folder, no images, a file that is not an image, test classes other than the training classes.
     """
-    root = pathlib.Path(directory).expanduser()
+    root = pathlib.Path(os.path.expanduser(directory))
     if not root.is_dir():
         raise InputError(f"data.dir: got {str(root)!r}, which is no folder, {LAYOUT}; name one with --config.data.dir=DIR")
     train_classes, test_classes = _class_names(root / "train"), _class_names(root / "test")

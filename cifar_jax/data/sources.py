@@ -71,7 +71,7 @@ def _to_dataset(arrays: Arrays, source: str, path: str) -> Dataset:
 
 
 def _existing(directory: str) -> pathlib.Path:
-    path = pathlib.Path(directory).expanduser()
+    path = pathlib.Path(os.path.expanduser(directory))  # the method raises where there is no such user
     if not directory or not os.path.exists(path):
         got = f"got {directory!r}, which does not exist" if directory else "got nothing"
         raise InputError(f"data.dir: {got}, expected a folder with the data; name one with --config.data.dir=FOLDER")

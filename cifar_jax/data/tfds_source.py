@@ -68,11 +68,11 @@ def read_prepared(path: str | os.PathLike, release: Release = CIFAR10) -> Arrays
 
 
 def _check_features(path: pathlib.Path) -> None:
-    """TFDS imports whatever module features.json names: only its own are allowed."""
+    """TFDS imports whatever module features.json names, by three spellings: only its own are allowed."""
 
     def visit(value):
-        if isinstance(value, dict):
-            name = value.get("pythonClassName", "tensorflow_datasets.")
+        for key in ("pythonClassName", "python_class_name", "type") if isinstance(value, dict) else ():
+            name = value.get(key, "tensorflow_datasets.")
             if not (isinstance(name, str) and name.startswith("tensorflow_datasets.")):
                 raise InputError(f"{path}: names the class {name!r}, expected only those of tensorflow_datasets; {PREPARE}")
         for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from cifar_jax.config import from_json
 from cifar_jax.errors import InputError
+from cifar_jax.files import replace_file
 
 FORMAT_VERSION = 2  # 1 had no digest
 COMMITTED = pathlib.Path(__file__).parent
@@ -45,9 +46,7 @@ def save_weights(path: str | os.PathLike, variables, *, config: dict, classes, m
     metadata = {key: json.dumps(value) for key, value in content.items()}
     flat = {key: np.ascontiguousarray(value) for key, value in flat.items()}
     metadata["sha256"] = json.dumps(_digest(flat, metadata))
-    temporary = pathlib.Path(f"{path}.tmp")
-    temporary.write_bytes(_with_sorted_header(save(flat, metadata)))
-    os.replace(temporary, path)
+    replace_file(pathlib.Path(path), _with_sorted_header(save(flat, metadata)))
 
 
 def _digest(tensors: dict, metadata: dict[str, str]) -> str:
@@ -80,7 +79,10 @@ def find_weights(name: str) -> pathlib.Path:
 
 
 def load_weights(name: str) -> Weights:
-    """Reads a committed name or a file; raises InputError where it is no weights file of this project, or damaged."""
+    """Reads a committed name or a file; raises InputError where it is no weights file of this project, damaged or not finite.
+
+    Whether the tensors are those of the config's network is for check_variables.
+    """
     path = find_weights(name)
     try:
         with safe_open(path, "numpy") as file:
@@ -103,8 +105,13 @@ def load_weights(name: str) -> Weights:
         if not all(np.isfinite(mean)) or not all(0 < value < np.inf for value in std):
             raise ValueError(f"mean {mean} and std {std}")
         seconds = metadata.get("train_seconds")
-        if not all(isinstance(name, str) for name in classes) or not isinstance(seconds, int | float | None):
-            raise TypeError("class names or train_seconds of another type")
+        if not all(isinstance(name, str) for name in classes):
+            raise TypeError("class names of another type")
+        if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds < np.inf):
+            raise ValueError(f"train_seconds {seconds!r}")
+        for key, value in flat.items():
+            if not np.isfinite(value).all():
+                raise InputError(f"weights {path}: tensor {key}: got numbers that are not finite; use a run that did not diverge")
         return Weights(variables, config, classes, mean, std, str(path), seconds)
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())
@@ -115,8 +122,7 @@ def load_weights(name: str) -> Weights:
 
 
 def check_variables(variables, expected, path: str) -> None:
-    """Raises InputError naming the first tensor that is missing, unexpected, of another shape or type than the network's,
-    or not finite.
+    """Raises InputError naming the first tensor that is missing, unexpected, or of another shape or type than the network's.
 
     expected: a tree of arrays or ShapeDtypeStructs.
     """
@@ -129,5 +135,3 @@ def check_variables(variables, expected, path: str) -> None:
                 f"weights {path}: tensor {key}: got {have.get(key, 'nothing')}, expected {want.get(key, 'nothing')}; "
                 "these weights are for another network"
             )
-        if not np.isfinite(flat[key]).all():
-            raise InputError(f"weights {path}: tensor {key}: got numbers that are not finite; use a run that did not diverge")

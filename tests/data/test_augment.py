@@ -264,9 +264,10 @@ def test_a_missing_key_a_section_that_is_none_and_another_backend_are_refused():
         check_augment(section)
     with pytest.raises(InputError, match="augment.to_gray: got 0.5, expected"):
         check_augment({**SEED_LOG, "to_gray": 0.5})
-    with pytest.raises(InputError, match="augment.backend: got 'device', expected 'host'"):
-        check_augment({**SEED_LOG, "backend": "device"})
-    check_augment(SEED_LOG)
+    with pytest.raises(InputError, match="augment.backend: got 'gpu', expected 'host' or 'device'; set it to one of them"):
+        check_augment({**SEED_LOG, "backend": "gpu"})
+    for backend in ("host", "device"):
+        check_augment({**SEED_LOG, "backend": backend})
 
 
 def test_a_warning_of_albumentations_is_an_error(monkeypatch):

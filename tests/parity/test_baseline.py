@@ -82,30 +82,3 @@ def test_its_weights_get_the_same_images_right_in_jax(finished):
     ours = evaluate_files(None, str(finished / "weights.safetensors"), [])
     assert ours["examples"] == theirs["examples"] and ours["correct"] == theirs["correct"]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--config", "configs/nothing.py"], "which cannot be read"),
-        (["--config", "configs/smoke.py", "--config.train.epochz=3"], "did you mean --config.train.epochs?"),
-        (["--config", "configs/smoke.py", "--config.train.epochs=0"], "train.epochs: got 0"),
-        (["--config", "configs/smoke.py", "--config.train.batch_size=6000"], "train.batch_size: got 6000"),
-        (["--config", "configs/smoke.py", "--config.model.num_classes=5"], "model.num_classes: got 5"),
-        (["--config", "configs/smoke.py", "--config.model.widths=(99,199,299,399)"], "expected fewer than 100,000"),
-    ],
-)
-def test_bad_input_is_one_line_and_2(capsys, tmp_path, arguments, words):
-    from baselines.train import main
-
-    assert main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert words in said and said.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_with_something_in_it_is_refused(capsys, finished):
-    from baselines.train import main
-
-    assert main(["--config", "configs/smoke.py", "--workdir", str(finished)]) == 2
-    assert "no empty folder" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""Command lines: a parser whose complaints are InputErrors, and the types of flags. Overrides of a config pass through."""
+
+import argparse
+import os
+import re
+import shlex
+
+from cifar_jax.errors import InputError
+
+# What argparse says, and the same in the words of our other messages.
+_REWORDED = (
+    (r"argument (\S+): expected one argument", r"\1: got no value, expected one"),
+    (r"argument (\S+): ignored explicit argument (.*)", r"\1: got the value \2, expected none"),
+    (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", r"\1: got \2, expected one of \3"),
+    (r"argument (\S+): got (.*)", r"\1: got \2"),
+    (r"the following arguments are required: (.*)", r"got no \1, expected it"),
+    (r"unrecognized arguments: (.*)", r"\1: unknown argument"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, through InputError."""
+
+    def error(self, message):
+        for pattern, words in _REWORDED:
+            message = re.sub(f"^{pattern}$", words, message)
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]):
+    """Returns (flags, overrides): the arguments --config.key=value, as they are. Refuses any other that is not a flag's."""
+    flags, overrides = parser.parse_known_args(argv)
+    for text in overrides:
+        if not text.startswith("--config."):
+            verb = f" {flags.verb}" if "verb" in flags else ""
+            raise InputError(
+                f"{shlex.quote(text)}: unknown argument; see {parser.prog}{verb} --help; overrides are --config.key=value"
+            )
+    return flags, overrides
+
+
+def path(text: str) -> str:
+    """The type of a flag that names a file or folder; ~ is the home directory, also where the shell has left it."""
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty name, expected that of a file or folder")
+    return os.path.expanduser(text)
+
+
+def whole(low: int):
+    """The type of a flag that is a whole number, `low` or more."""
+
+    def read(text: str) -> int:
+        try:
+            if (value := int(text)) >= low:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number, {low} or more")
+
+    return read

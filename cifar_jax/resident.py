@@ -1,0 +1,122 @@
+"""Training and evaluation on images that lie on the device: they cross the bus once, before the first epoch.
+
+Shuffling, gathering, augmentation and several steps are one compiled program; nothing is fetched until an epoch ends or is
+saved. A step is the same for any number of them in a program, so a run may be saved and resumed after any step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cifar_jax import metrics
+from cifar_jax.data.augment import SHUFFLE, normalize
+from cifar_jax.data.dataset import Split
+from cifar_jax.device_augment import make_epoch_key
+from cifar_jax.epoch import BEGINNING, Progress, check_finite, sums_from_numbers, sums_to_numbers, timed
+
+STEPS = 16  # of one program: long against the cost of starting it, short for whoever waits for a signal
+
+
+class Position(NamedTuple):
+    """Where a program begins and ends. done: batches of the epoch; loss: of the last step; order: of the images."""
+
+    state: Any
+    sums: dict
+    done: jax.Array
+    loss: jax.Array
+    order: jax.Array
+    key: jax.Array
+
+
+class Resident:
+    """A training split on the device, and the compiled programs that train on it.
+
+    train_step: pure, see steps.make_train_step; augment(images, indices, key): uint8 (b, 32, 32, 3) -> float32.
+    """
+
+    def __init__(self, train_step, augment, split: Split, *, batch_size: int, seed: int):
+        self.steps_per_epoch = len(split) // batch_size
+        self._data = jax.device_put((split.images, split.labels.astype(np.int32)))
+        self._begin = jax.jit(self._make_begin(seed, len(split)))
+        self._advance = jax.jit(self._make_advance(train_step, augment, batch_size), donate_argnums=0)
+
+    def _make_begin(self, seed, num_images):
+        def begin(state, sums, done, epoch):
+            order = jax.random.permutation(make_epoch_key(seed, epoch, SHUFFLE), num_images)
+            return Position(state, sums, done, jnp.zeros_like(sums["loss"]), order, make_epoch_key(seed, epoch))
+
+        return begin
+
+    def _make_advance(self, train_step, augment, batch_size):
+        def step(position, images, labels):
+            indices = lax.dynamic_slice_in_dim(position.order, position.done * batch_size, batch_size)
+            batch = {"image": augment(images[indices], indices, position.key), "label": labels[indices]}
+            state, sums = train_step(position.state, batch)
+            return position._replace(
+                state=state, sums=metrics.add(position.sums, sums), done=position.done + 1, loss=sums["loss"]
+            )
+
+        def advance(position, images, labels):
+            """At most STEPS steps, up to the end of the epoch or a loss that is not finite. Also a token of its end."""
+
+            def goes_on(carry):
+                i, position = carry
+                return (i < STEPS) & (position.done < self.steps_per_epoch) & jnp.isfinite(position.loss)
+
+            _, position = lax.while_loop(goes_on, lambda c: (c[0] + 1, step(c[1], images, labels)), (0, position))
+            return position, jnp.copy(position.done)
+
+        return advance
+
+    def train_epoch(self, state, epoch: int, schedule, log, *, start: Progress = BEGINNING, save=None):
+        """What epoch.train_epoch does, without a loader. save is called after every program but the last."""
+        first_step, clock = (epoch - 1) * self.steps_per_epoch, timed(start)
+        begun = jax.device_put((sums_from_numbers(start.sums), np.int32(start.batches), np.int32(epoch)))
+        position, token = self._begin(state, *begun), None
+
+        def get_progress():
+            done, loss, sums = jax.device_get((position.done, position.loss, position.sums))
+            check_finite(loss, first_step + int(done) - 1, schedule)
+            return clock(int(done), sums_to_numbers(sums), 0.0)
+
+        with log.epoch_bar(epoch, start.batches) as bar:
+            for done in [*range(start.batches + STEPS, self.steps_per_epoch, STEPS), self.steps_per_epoch]:
+                before, (position, token) = token, self._advance(position, *self._data)
+                if before is not None:  # one program is always waiting behind the one under way
+                    before.block_until_ready()
+                bar.update(done - bar.n)
+                if save is not None and done < self.steps_per_epoch:
+                    save(position.state, get_progress)
+            return position.state, get_progress()
+
+
+def make_count(eval_step, split: Split, mean, std, batch_size: int):
+    """Returns count(variables) -> sums of the whole split (see metrics.eval_sums), as one program on images that lie there.
+
+    Images are normalized by the host's own table, so that they are the same bits. Batches are padded and masked.
+    """
+    num_batches = -(-len(split) // batch_size)
+    padding = num_batches * batch_size - len(split)
+
+    def batched(array):
+        padded = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
+        return padded.reshape(num_batches, batch_size, *array.shape[1:])
+
+    levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 3))
+    table = normalize(levels, mean, std)  # level channel
+    data = jax.device_put(
+        (batched(split.images), batched(split.labels.astype(np.int32)), batched(np.ones(len(split), np.float32)), table)
+    )
+
+    @jax.jit
+    def count(variables, images, labels, mask, table):
+        def count_batch(batch):
+            image = jnp.stack([table[:, c][batch[0][..., c]] for c in range(3)], -1)
+            return eval_step(variables, {"image": image, "label": batch[1], "mask": batch[2]})
+
+        return jax.tree.map(lambda sums: sums.sum(0), lax.map(count_batch, (images, labels, mask)))
+
+    return lambda variables: count(variables, *data)
