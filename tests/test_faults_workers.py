@@ -13,7 +13,8 @@ from launcher import ROOT, SMOKE, Launcher, find_workers
 from cifar_jax.weights import load_weights
 
 TINY = ["--config.model.widths=(8,8,8,16)", "--config.train.batch_size=20", "--config.train.epochs=2", "--config.data.workers=2"]
-# The command line with fewer images, none of which can be transformed in epoch 2, and patience for seconds, not minutes.
+# The command line with fewer images, none of which can be transformed in epoch 2 where there is a BAD_IMAGE, and patience for
+# seconds, not minutes, once there is a file "impatient": a worker's start may take long.
 FAULTY = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -25,9 +26,13 @@ def augment(compose, images, indices, out, *, seed, epoch):
         raise ValueError("an image\\nthat cannot be transformed")
     good(compose, images, indices, out, seed=seed, epoch=epoch)
 
+def wait(self, k):
+    workers._WARN_SECONDS, workers._LOST_SECONDS = (1, 3) if os.path.exists("impatient") else (30, 300)
+    good_wait(self, k)
+
 good, workers.augment_batch = workers.augment_batch, augment
+good_wait, workers.Workers._wait_for_message = workers.Workers._wait_for_message, wait
 sources.make_shapes = lambda: shapes.make_shapes(1000, 200)
-workers._WARN_SECONDS, workers._LOST_SECONDS = 1, 3
 if __name__ == "__main__":
     code = run.main(sys.argv[1:])
     run.drop_output()
@@ -53,6 +58,7 @@ def life(tmp_path_factory):
         seen["alive"] = process.poll() is None
 
     def stop_a_worker(process):
+        (folder / "impatient").touch()
         os.kill(find_workers(process.pid)[1], signal.SIGSTOP)
 
     launch._env["BAD_IMAGE"] = "1"
@@ -61,6 +67,7 @@ def life(tmp_path_factory):
     seen["kept"] = launch.saved()
     del launch._env["BAD_IMAGE"]
     seen["stopped"] = launch(lambda: "First step" in launch.read("out"), do=stop_a_worker)
+    (folder / "impatient").unlink()
     seen["left in /dev/shm"] = {name for name in set(os.listdir("/dev/shm")) - shared if "sem" not in name}
     seen["resumed"], seen["copy"] = launch(), copy()
     return seen, launch, copy
