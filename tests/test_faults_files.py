@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -89,3 +90,15 @@ def test_a_reader_that_has_left_is_no_error_worth_a_word():
         command = [sys.executable, str(ROOT / "run.py"), "summary", "--config", SMOKE]
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("message", "source", "said"),
+    [("Event loop is closed", None, False), ("other", None, True), (*["Event loop is closed"] * 2, True)],
+)
+def test_only_what_a_save_given_up_leaves_behind_is_kept_silent(monkeypatch, message, source, said):
+    reported = []
+    monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
+    unraisable = types.SimpleNamespace(exc_value=RuntimeError(message), object=source)
+    run.report_unraisable(unraisable)
+    assert reported == [unraisable] * said
