@@ -101,9 +101,10 @@ def data(flags, overrides):
     )
 
 
-def hush_orbax(unraisable) -> None:
-    """Says nothing of what comes too late for a save that has failed, and been reported, already."""
-    if "Event loop is closed" not in str(unraisable.exc_value):
+def report_unraisable(unraisable) -> None:
+    """sys.unraisablehook, but silent where Orbax has given up a save at its first error, such as a full disk, and closed its
+    event loop: TensorStore's threads have the other errors for that loop, and each would be a traceback."""
+    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
@@ -111,7 +112,6 @@ def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.INFO)
-    sys.unraisablehook = hush_orbax
     for name in ("absl", "asyncio"):  # Orbax logs a traceback of what it then raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -142,6 +142,7 @@ def drop_output() -> None:
 
 
 if __name__ == "__main__":
+    sys.unraisablehook = report_unraisable
     code = main(sys.argv[1:])
     stopping.ignore()  # the interpreter takes its time to end, and would let a signal kill it with another exit code
     drop_output()

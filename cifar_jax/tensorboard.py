@@ -1,5 +1,7 @@
 """TensorBoard's event files, through tensorboardX's messages: appended at once, so that no thread or buffer outlives an error."""
 
+import errno
+import os
 import pathlib
 import socket
 import struct
@@ -35,4 +37,6 @@ def _append(path, events) -> None:
         size = struct.pack("<Q", len(data))
         content += size + struct.pack("<I", masked_crc32c(size)) + data + struct.pack("<I", masked_crc32c(data))
     with path.open("ab", buffering=0) as file:
-        file.write(content)
+        written = file.write(content)
+    if written < len(content):  # a disk that is almost full takes a part and says nothing; what follows that is unreadable
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,6 +1,7 @@
 """The log of a run: lines, metrics.jsonl, TensorBoard events, and JSON written in one piece."""
 
 import json
+import resource
 import struct
 import sys
 
@@ -11,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from cifar_jax.log import SCALARS, RunLog, epoch_line, format_duration
+from cifar_jax.tensorboard import append_scalars, create_events
 
 ROW = {
     "epoch": 1,
@@ -129,6 +131,17 @@ def test_on_resume_tensorboard_forgets_what_the_checkpoint_does_not_have(tmp_pat
         log.write(ROW | {"epoch": epoch}, 0)
     make_log(tmp_path, "off", True, rows=[ROW])
     assert {step for step, _ in read_events(tmp_path / "tensorboard")} == {1}
+
+
+def test_events_of_which_only_a_part_finds_room_are_an_error_at_once(tmp_path):
+    path = create_events(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            append_scalars(path, 1, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_without_tensorboard_there_are_no_events(tmp_path):

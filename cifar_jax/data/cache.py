@@ -140,12 +140,20 @@ def write_cache(root: str, arrays: Arrays, source: str) -> str:
         fresh = pathlib.Path(scratch, "new")
         fresh.mkdir()
         for name, array in arrays._asdict().items():
-            np.save(fresh / f"{name}.npy", array)
+            _save(fresh / f"{name}.npy", array)
         (fresh / "meta.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "source": source}) + "\n")
         if folder.exists():  # a folder cannot be renamed onto another that is not empty
             folder.rename(pathlib.Path(scratch, "old"))
         fresh.rename(folder)
     return str(folder)
+
+
+def _save(path: pathlib.Path, array: np.ndarray) -> None:
+    # Not np.save: on a full disk it names no reason, and where only the last bytes find no room it says nothing at all.
+    array = np.ascontiguousarray(array)
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 @contextlib.contextmanager

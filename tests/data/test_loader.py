@@ -1,11 +1,13 @@
 """The loader: the same batches whatever the workers, each image once, failures reported, nothing left behind."""
 
 import glob
+import logging
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 import cifar_jax
+from cifar_jax.data import workers as workers_module
 from cifar_jax.data.augment import make_train_transform, normalize
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Split
 from cifar_jax.data.loader import Prefetch, eval_batches, make_train_loader
@@ -176,6 +179,19 @@ def test_a_killed_worker_is_reported_within_seconds_and_nothing_is_left(split):
     loader.close()
     loader.close()
     assert not any(peer.is_alive() for peer in peers)
+
+
+def test_a_worker_that_is_stopped_for_a_while_is_named_and_waited_for(loaders, expected, monkeypatch, caplog):
+    monkeypatch.setattr(workers_module, "_WARN_SECONDS", 1)
+    pid = loaders[1]._workers._peers[0].pid
+    os.kill(pid, signal.SIGSTOP)
+    batches = loaders[1].epoch(0)
+    going_on = threading.Timer(2, os.kill, (pid, signal.SIGCONT))
+    going_on.start()
+    with caplog.at_level(logging.WARNING, "cifar_jax"):
+        assert_same(batches, expected[0])
+    (record,) = caplog.records
+    assert f"data worker 0 (process {pid}, T (stopped)) has given no batch for 1 s" in record.getMessage()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
