@@ -20,7 +20,7 @@ def write(folder: pathlib.Path) -> None:
 
 def is_complete(folder: pathlib.Path) -> bool:
     """Whether the manifest was written."""
-    return (folder / NAME).exists()
+    return (folder / NAME).is_file()  # a FIFO would be waited for
 
 
 def find_damage(folder: pathlib.Path) -> str:

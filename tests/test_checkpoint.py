@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import pathlib
 import shutil
 
@@ -189,6 +190,13 @@ def test_a_save_that_was_killed_is_passed_over(two, tmp_path, caplog):
     assert find_newest(path) == 1 and "2 is incomplete" in caplog.text
     assert int(restore(path)[0].step) == 1
     assert [child.name for child in path.iterdir()] == ["1"]
+
+
+def test_a_manifest_that_is_no_file_is_none(two, tmp_path, caplog):
+    path = pathlib.Path(shutil.copytree(two, tmp_path / "c"))
+    (path / "2" / manifest.NAME).unlink()
+    os.mkfifo(path / "2" / manifest.NAME)
+    assert find_newest(path) == 1 and "2 is incomplete" in caplog.text
 
 
 def test_killed_amid_its_first_save_a_run_begins_again(tmp_path, caplog):

@@ -77,7 +77,7 @@ def find_weights(name: str) -> pathlib.Path:
     names = sorted(path.stem for path in COMMITTED.glob("*.safetensors"))
     path = COMMITTED / f"{name}.safetensors" if name in names else pathlib.Path(name)
     if not os.path.isfile(path):  # False, not an error, for a name that no file can have
-        raise InputError(f"weights: got {name}, expected a file or one of the committed names ({', '.join(names) or 'none yet'})")
+        raise InputError(f"weights: got {name}, expected a file or a committed name ({', '.join(names)}); name one of these")
     return path
 
 
