@@ -10,7 +10,6 @@ Latest result: see results/reliability.md.
 """
 
 import collections
-import json
 import logging
 import pathlib
 import random
@@ -19,7 +18,7 @@ import tempfile
 import numpy as np
 
 from benchmarks.kill import train_reference
-from benchmarks.measure import make_plain_parser, run
+from benchmarks.measure import make_plain_parser, print_report, run
 from cifar_jax import manifest
 from cifar_jax.arguments import whole
 from cifar_jax.checkpoint import find_newest, list_steps
@@ -125,7 +124,7 @@ def main(argv) -> int:
         folder = pathlib.Path(name)
         train_reference(folder)
         report = measure(folder / "reference", folder, flags.flips, flags.seed)
-    print(json.dumps(report) if flags.json else "\n".join(f"{key}: {value}" for key, value in report.items()))
+    print_report(report, flags.json)
     return 1 if report["faults"] else 0
 
 

@@ -26,7 +26,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from benchmarks.measure import make_plain_parser, run
+from benchmarks.measure import make_plain_parser, print_report, run
 from cifar_jax import manifest
 from cifar_jax.arguments import whole
 from cifar_jax.weights import load_weights
@@ -196,7 +196,7 @@ def main(argv) -> int:
         folder = pathlib.Path(name)
         number = signal.Signals[f"SIG{flags.signal}"]
         report = measure(flags.runs, number, flags.jobs, flags.seed, folder, train_reference(folder))
-    print(json.dumps(report) if flags.json else "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in report.items()))
+    print_report(report, flags.json)
     return 1 if report["faults"] else 0
 
 

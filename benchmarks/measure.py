@@ -21,7 +21,12 @@ PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain", "kornia", "torch
 def make_parser(doc: str, **defaults) -> arguments.Parser:
     """The flags that all benchmarks share; see parse."""
     parser = make_plain_parser(doc)
-    parser.add_argument("--config", type=arguments.path, default="configs/base.py", help="chooses the network and the batch")
+    parser.add_argument(
+        "--config",
+        type=arguments.path,
+        default=defaults.get("config", "configs/base.py"),
+        help="chooses the network and the batch",
+    )
     parser.add_argument("--repeats", type=arguments.whole(1), default=defaults.get("repeats", 9), help="of every side")
     return parser
 
@@ -131,6 +136,11 @@ def machine() -> str:
             pass
     load = f"load {os.getloadavg()[0]:.1f}"
     return f"{describe_device()}; Python {platform.python_version()}, {', '.join(found)}; {load}"
+
+
+def print_report(report: dict, as_json: bool) -> None:
+    """Prints a report as one object, or as a line a field."""
+    print(json.dumps(report) if as_json else "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in report.items()))
 
 
 def show(report: dict, as_json: bool) -> None:

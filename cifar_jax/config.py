@@ -154,12 +154,23 @@ def to_json(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
+_NOT_AUGMENTED = {
+    "translate": {"padding": 4, "p": 0.0},
+    "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "sharpness": 0.5, "hue": 0.02, "p": 0.0},
+    "cutout": {"size": 8, "p": 0.0},
+    "mixup": {"alpha": 0.2, "p": 0.0},
+    "cutmix": {"alpha": 1.0, "p": 0.0},
+}
+
+
 def from_json(values: dict) -> ConfigDict:
     """The inverse of to_json; lists become tuples, as config files write them."""
     # First what files made before there was that key did.
     model = {"kernels": "xla"} | values["model"] | {"widths": tuple(values["model"]["widths"])}
     checkpoint = {"every_seconds": 0.0} | values["checkpoint"]
-    return ConfigDict(values | {"model": model, "checkpoint": checkpoint}).lock()
+    augment = _NOT_AUGMENTED | values["augment"]
+    augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
+    return ConfigDict(values | {"model": model, "checkpoint": checkpoint, "augment": augment}).lock()
 
 
 def differing_keys(one, other) -> list[str]:

@@ -5,6 +5,7 @@ Sources: mixup arXiv:1710.09412, CutMix arXiv:1905.04899; partners, box and shar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def draw_shares(key, num: int, alpha: float):
@@ -56,3 +57,34 @@ def soft_labels(labels, num_classes: int):
     own, partners, shares = labels
     share = shares[:, None]
     return jax.nn.one_hot(own, num_classes) * share + jax.nn.one_hot(partners, num_classes) * (1 - share)
+
+
+def make_mix(augment, num_classes: int):
+    """Returns mix(batch, key) -> batch with mixed "image" and "target", or as it is where the augment section mixes nothing.
+
+    A batch is mixed by mixup with augment.mixup.p, by CutMix with augment.cutmix.p, else by neither; "label" stays each
+    image's own. key: of the batch. Shares are drawn with the section's alpha.
+    """
+    mixup_p, cutmix_p = augment["mixup"]["p"], augment["cutmix"]["p"]
+    if mixup_p == cutmix_p == 0:
+        return lambda batch, key: batch
+
+    def by_mixup(images, labels, key):
+        return mixup(images, labels, draw_shares(key, len(labels), augment["mixup"]["alpha"]))
+
+    def by_cutmix(images, labels, key):
+        share_key, box_key = jax.random.split(key)
+        shares = draw_shares(share_key, len(labels), augment["cutmix"]["alpha"])
+        return cutmix(images, labels, draw_boxes(box_key, shares, *images.shape[1:3]))
+
+    def unmixed(images, labels, key):
+        return images, (labels, labels, jnp.ones(len(labels)))
+
+    def mix(batch, key):
+        draw_key, mix_key = jax.random.split(key)
+        u = jax.random.uniform(draw_key)
+        which = (u >= mixup_p).astype(jnp.int32) + (u >= mixup_p + cutmix_p)
+        image, labels = lax.switch(which, (by_mixup, by_cutmix, unmixed), batch["image"], batch["label"], mix_key)
+        return batch | {"image": image, "target": soft_labels(labels, num_classes)}
+
+    return mix

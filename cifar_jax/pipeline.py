@@ -4,16 +4,19 @@ A Pipeline is what training needs to know of either.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 
 from cifar_jax import epoch as host
+from cifar_jax.data.augment import MIX
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.data.loader import make_train_loader
-from cifar_jax.device_augment import make_device_augment
+from cifar_jax.device_augment import make_device_augment, make_epoch_key
 from cifar_jax.evaluate import BATCH_SIZE, evaluate, to_counts
+from cifar_jax.mixing import make_mix
 from cifar_jax.resident import Resident, make_count
 
 
@@ -26,22 +29,33 @@ class Pipeline(NamedTuple):
     make_count: Callable
 
 
+def make_batches(config, mean, std):
+    """make_batch of resident.Resident: what the config's augment section makes of a batch on the device."""
+    augment = make_device_augment(config.augment, mean, std)
+    mix = make_mix(config.augment, config.model.num_classes)
+
+    def make_batch(images, labels, indices, seed, epoch, number):
+        key = jax.random.fold_in(make_epoch_key(seed, epoch, MIX), number)
+        return mix({"image": augment(images, indices, seed, epoch), "label": labels}, key)
+
+    return make_batch
+
+
 @contextlib.contextmanager
 def make_pipeline(config, dataset: Dataset, kept: Split, train_step, eval_step) -> Iterator[Pipeline]:
     """The pipeline that config.augment.backend asks for, training on `kept`. train_step, eval_step: pure, see steps.py."""
-    options = {"batch_size": config.train.batch_size, "seed": config.seed}
     statistics = (dataset.mean, dataset.std)
     if config.augment.backend == "device":
-        augment = make_device_augment(config.augment, *statistics)
-        resident = Resident(train_step, augment, kept, **options)
+        resident = Resident(train_step, make_batches(config, *statistics), kept, batch_size=config.train.batch_size)
 
         def make_resident_count(split):
             count = make_count(eval_step, split, *statistics, BATCH_SIZE)
             return lambda variables: to_counts(jax.device_get(count(variables)))
 
-        yield Pipeline(resident.train_epoch, make_resident_count)
+        yield Pipeline(functools.partial(resident.train_epoch, seed=config.seed), make_resident_count)
         return
-    with make_train_loader(kept, config.augment, *statistics, workers=config.data.workers, **options) as loader:
+    options = {"batch_size": config.train.batch_size, "seed": config.seed, "workers": config.data.workers}
+    with make_train_loader(kept, config.augment, *statistics, **options) as loader:
         step, eval_step = jax.jit(train_step, donate_argnums=0), jax.jit(eval_step)
 
         def train_epoch(state, epoch, schedule, log, **rest):

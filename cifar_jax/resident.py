@@ -21,39 +21,46 @@ STEPS = 16  # of one program: long against the cost of starting it, short for wh
 
 
 class Position(NamedTuple):
-    """Where a program begins and ends. done: batches of the epoch; loss: of the last step; order: of the images."""
+    """Where a program begins and ends. done: batches of the epoch; loss: of the last step; order: of the images.
+
+    seed: uint32, a value of the program's and no part of it, so that one program serves all seeds.
+    """
 
     state: Any
     sums: dict
     done: jax.Array
     loss: jax.Array
     order: jax.Array
-    key: jax.Array
+    seed: jax.Array
+    epoch: jax.Array
 
 
 class Resident:
     """A training split on the device, and the compiled programs that train on it.
 
-    train_step: pure, see steps.make_train_step; augment(images, indices, key): uint8 (b, 32, 32, 3) -> float32.
+    train_step: pure, see steps.make_train_step; make_batch(images, labels, indices, seed, epoch, number) -> the step's batch,
+    from uint8 (b, 32, 32, 3), int32 (b,), the images' indices in the split, and the batch's number in the epoch. data: the
+    split on the device.
     """
 
-    def __init__(self, train_step, augment, split: Split, *, batch_size: int, seed: int):
+    def __init__(self, train_step, make_batch, split: Split, *, batch_size: int):
         self.steps_per_epoch = len(split) // batch_size
-        self._data = jax.device_put((split.images, split.labels.astype(np.int32)))
-        self._begin = jax.jit(self._make_begin(seed, len(split)))
-        self._advance = jax.jit(self._make_advance(train_step, augment, batch_size), donate_argnums=0)
+        self.data = jax.device_put((split.images, split.labels.astype(np.int32)))
+        self._begin = jax.jit(self._make_begin(len(split)))
+        self._advance = jax.jit(self._make_advance(train_step, make_batch, batch_size), donate_argnums=0)
 
-    def _make_begin(self, seed, num_images):
-        def begin(state, sums, done, epoch):
+    def _make_begin(self, num_images):
+        def begin(state, sums, done, seed, epoch):
             order = jax.random.permutation(make_epoch_key(seed, epoch, SHUFFLE), num_images)
-            return Position(state, sums, done, jnp.zeros_like(sums["loss"]), order, make_epoch_key(seed, epoch))
+            return Position(state, sums, done, jnp.zeros_like(sums["loss"]), order, seed, epoch)
 
         return begin
 
-    def _make_advance(self, train_step, augment, batch_size):
+    def _make_advance(self, train_step, make_batch, batch_size):
         def step(position, images, labels):
             indices = lax.dynamic_slice_in_dim(position.order, position.done * batch_size, batch_size)
-            batch = {"image": augment(images[indices], indices, position.key), "label": labels[indices]}
+            when = position.seed, position.epoch, position.done
+            batch = make_batch(images[indices], labels[indices], indices, *when)
             state, sums = train_step(position.state, batch)
             return position._replace(
                 state=state, sums=metrics.add(position.sums, sums), done=position.done + 1, loss=sums["loss"]
@@ -71,10 +78,10 @@ class Resident:
 
         return advance
 
-    def train_epoch(self, state, epoch: int, schedule, log, *, start: Progress = BEGINNING, save=None):
+    def train_epoch(self, state, epoch: int, schedule, log, *, seed: int, start: Progress = BEGINNING, save=None):
         """What epoch.train_epoch does, without a loader. save is called after every program but the last."""
         first_step, clock = (epoch - 1) * self.steps_per_epoch, timed(start)
-        begun = jax.device_put((sums_from_numbers(start.sums), np.int32(start.batches), np.int32(epoch)))
+        begun = jax.device_put((sums_from_numbers(start.sums), np.int32(start.batches), np.uint32(seed), np.int32(epoch)))
         position, token = self._begin(state, *begun), None
 
         def get_progress():
@@ -84,7 +91,7 @@ class Resident:
 
         with log.epoch_bar(epoch, start.batches) as bar:
             for done in [*range(start.batches + STEPS, self.steps_per_epoch, STEPS), self.steps_per_epoch]:
-                before, (position, token) = token, self._advance(position, *self._data)
+                before, (position, token) = token, self._advance(position, *self.data)
                 if before is not None:  # one program is always waiting behind the one under way
                     before.block_until_ready()
                 bar.update(done - bar.n)

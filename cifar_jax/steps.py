@@ -13,7 +13,8 @@ from cifar_jax.state import TrainState
 def make_train_step(model, tx, *, label_smoothing: float = 0.0, ema_decay: float = 0.0, axis_name: str | None = None):
     """Returns train_step(state, batch) -> (state, sums).
 
-    batch: {"image": (b, 32, 32, 3) float, "label": (b,) int}; sums: metrics.step_sums of the objective.
+    batch: {"image": (b, 32, 32, 3) float, "label": (b,) int}, and where images are mixed "target", (b, classes), of which
+    the objective is then; sums: metrics.step_sums of the objective.
     axis_name: the mapped axis that splits the batch: gradients are averaged and sums added over it; give the model the
     same one, so that batch statistics are shared too. ema_decay 0 keeps no average.
     """
@@ -22,7 +23,7 @@ def make_train_step(model, tx, *, label_smoothing: float = 0.0, ema_decay: float
         def loss_of(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
-            losses = cross_entropy(logits, batch["label"], label_smoothing=label_smoothing)
+            losses = cross_entropy(logits, batch.get("target", batch["label"]), label_smoothing=label_smoothing)
             return losses.mean(), (metrics.step_sums(losses, logits, batch["label"]), updated["batch_stats"])
 
         grads, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)

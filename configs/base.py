@@ -28,10 +28,15 @@ def get_config():
     config.augment = ConfigDict(
         {
             "backend": "host",
-            "horizontal_flip": {"p": 0.5},
+            "horizontal_flip": {"p": 0.5, "alternate": False},
+            "translate": {"padding": 4, "p": 0.0},
             "shift_scale_rotate": {"shift": 0.1, "scale": 0.1, "rotate": 10.0, "p": 0.8},
+            "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "sharpness": 0.5, "hue": 0.02, "p": 0.0},
             "coarse_dropout": {"size": 8, "p": 0.5},
+            "cutout": {"size": 8, "p": 0.0},
             "to_gray": {"p": 0.05},
+            "mixup": {"alpha": 0.2, "p": 0.0},
+            "cutmix": {"alpha": 1.0, "p": 0.0},
         }
     )
     config.optim = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4})

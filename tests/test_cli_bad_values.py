@@ -16,7 +16,8 @@ SMOKE = str(ROOT / "configs" / "smoke.py")
 VALUES = flatten(read_config(str(ROOT / "configs" / "base.py"), []))
 
 WHOLE, NUMBER, TRUTH = "a whole number", "a number", "true or false"
-PROBABILITY = "a probability from 0 to 1"
+PROBABILITY, STRENGTH = "a probability from 0 to 1", "a strength from 0 to 1"
+ON_DEVICE = "made on the device only; set augment.backend=device"
 
 
 def no_number(expected):
@@ -46,12 +47,27 @@ BAD = {
     "data.workers": {"-1": "0 to 256", "257": "0 to 256", "2.5": WHOLE, "": WHOLE},
     "augment.backend": {"gpu": "'host'", "": "'host'"},
     "augment.horizontal_flip.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, **no_number(PROBABILITY)},
+    "augment.horizontal_flip.alternate": {"maybe": TRUTH, "2": TRUTH, "": TRUTH, "true": "set augment.backend=device"},
+    "augment.translate.padding": {"0": "from 1 to 16", "17": "from 1 to 16", "2.5": WHOLE, "four": WHOLE},
+    "augment.translate.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "1": ON_DEVICE, **no_number(PROBABILITY)},
+    **{
+        f"augment.color_jitter.{name}": {"1.5": STRENGTH, "-0.1": STRENGTH, **no_number(STRENGTH)}
+        for name in ("brightness", "contrast", "saturation", "sharpness")
+    },
+    "augment.color_jitter.hue": {"0.6": "from 0 to 0.5", "-0.1": "from 0 to 0.5", **no_number("from 0 to 0.5")},
+    "augment.color_jitter.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "0.5": ON_DEVICE, **no_number(PROBABILITY)},
     "augment.shift_scale_rotate.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, **no_number(PROBABILITY)},
     "augment.shift_scale_rotate.shift": {"-0.1": "from 0 to 1", "1.1": "from 0 to 1", **no_number("from 0 to 1")},
     "augment.shift_scale_rotate.scale": {"-0.1": "from 0 to 0.99", "1": "from 0 to 0.99", **no_number("from 0 to 0.99")},
     "augment.shift_scale_rotate.rotate": {"-1": "from 0 to 180", "181": "from 0 to 180", **no_number("from 0 to 180")},
     "augment.coarse_dropout.p": {"2": PROBABILITY, "-1e-9": PROBABILITY, **no_number(PROBABILITY)},
     "augment.coarse_dropout.size": {"0": "from 1 to 32", "33": "from 1 to 32", "8.5": WHOLE, "big": WHOLE},
+    "augment.cutout.size": {"0": "from 1 to 32", "33": "from 1 to 32", "8.5": WHOLE, "big": WHOLE},
+    "augment.cutout.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "1": ON_DEVICE, **no_number(PROBABILITY)},
+    "augment.mixup.alpha": {"0": "from 0.01 to 100", "101": "from 0.01 to 100", **no_number("from 0.01 to 100")},
+    "augment.mixup.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "0.5": ON_DEVICE, **no_number(PROBABILITY)},
+    "augment.cutmix.alpha": {"0": "from 0.01 to 100", "101": "from 0.01 to 100", **no_number("from 0.01 to 100")},
+    "augment.cutmix.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "0.5": ON_DEVICE, **no_number(PROBABILITY)},
     "augment.to_gray.p": {"-0.1": PROBABILITY, "1.1": PROBABILITY, **no_number(PROBABILITY)},
     "optim.name": {"adam": "sgd", "": "sgd"},
     "optim.momentum": {"1": "0.0 to 0.9999", "-0.1": "0.0 to 0.9999", **no_number("0.0 to 0.9999")},

@@ -13,10 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
+from cifar_jax.color_ops import Jitter, apply_jitter
 from cifar_jax.data.augment import normalize
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_jax.device_augment import (
-    Parameters,
     alternating_flip,
     apply_parameters,
     draw_batch,
@@ -35,7 +35,7 @@ SECTION = SEED_LOG | {"backend": "device"}
 
 def draw(section=SECTION, *, seed=0, epoch=0, indices=None):
     indices = np.arange(NUM) if indices is None else np.asarray(indices)
-    return Parameters(*(np.asarray(x) for x in draw_batch(make_epoch_key(seed, epoch), indices, section)))
+    return jax.tree.map(np.asarray, draw_batch(make_epoch_key(seed, epoch), indices, section))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def drawn():
 
 def numbers(parameters):
     """All that is drawn of an image as a row of numbers: (n, 11)."""
-    return np.concatenate([x.reshape(len(x), -1).astype(np.float64) for x in parameters], axis=1)
+    return np.concatenate([x.reshape(len(x), -1).astype(np.float64) for x in jax.tree.leaves(parameters)], axis=1)
 
 
 def assert_independent(a, b):
@@ -123,13 +123,14 @@ def test_seed_epoch_and_index_are_not_exchangeable():
 
 
 def test_an_epochs_key_may_be_made_inside_a_compiled_program():
-    traced = jax.jit(lambda epoch: jax.random.key_data(make_epoch_key(7, epoch)))(jnp.int32(3))
-    np.testing.assert_array_equal(traced, jax.random.key_data(make_epoch_key(7, 3)))
+    make = jax.jit(lambda seed, epoch: jax.random.key_data(make_epoch_key(seed, epoch)))
+    for seed in (0, 7, 2**31, 2**32 - 1):
+        np.testing.assert_array_equal(make(np.uint32(seed), jnp.int32(3)), jax.random.key_data(make_epoch_key(seed, 3)))
 
 
 def test_an_images_draws_do_not_depend_on_its_batch(drawn):
     indices = np.array([17, 3, 19_999, 3])
-    for got, all_of_them in zip(draw(indices=indices), drawn, strict=True):
+    for got, all_of_them in zip(*map(jax.tree.leaves, (draw(indices=indices), drawn)), strict=True):
         np.testing.assert_array_equal(got, all_of_them[indices])
 
 
@@ -138,7 +139,7 @@ def test_one_transforms_probability_changes_no_other_draw(drawn):
     section["horizontal_flip"]["p"] = 0.0
     without = draw(section)
     assert not without.flip.any()
-    for got, expected in zip(without[1:], drawn[1:], strict=True):
+    for got, expected in zip(*map(jax.tree.leaves, (without[1:], drawn[1:])), strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
@@ -149,15 +150,15 @@ def images():
 
 def test_augmenting_is_applying_what_is_drawn_in_any_batch(images, strict_ranks):
     augment = jax.jit(make_device_augment(ConfigDict(SECTION), CIFAR10_MEAN, CIFAR10_STD))
-    key, indices = make_epoch_key(3, 5), jnp.arange(8) + 40
-    got = augment(images, indices, key)
+    indices = jnp.arange(8) + 40
+    got = augment(images, indices, 3, 5)
     assert got.dtype == jnp.float32 and got.shape == (8, 32, 32, 3)
     apply = jax.jit(lambda images, drawn: apply_parameters(images, drawn, SECTION, CIFAR10_MEAN, CIFAR10_STD))
-    expected = apply(images, draw_batch(key, indices, SECTION))
+    expected = apply(images, draw_batch(make_epoch_key(3, 5), indices, SECTION))
     # Compiled together or apart: positions may differ in the last bit, and so a level at a rounding.
     close = np.isclose(got, expected, rtol=0, atol=1e-6)
     assert close.mean() > 0.999
-    other_order = augment(images[::-1], indices[::-1], key)
+    other_order = augment(images[::-1], indices[::-1], 3, 5)
     np.testing.assert_array_equal(other_order[::-1], got)
 
 
@@ -165,7 +166,7 @@ def test_augmenting_is_applying_what_is_drawn_in_any_batch(images, strict_ranks)
 def test_without_a_transform_it_is_normalize_and_with_all_it_is_not(images, p):
     flags = ("horizontal_flip", "shift_scale_rotate", "coarse_dropout", "to_gray")
     augment = make_device_augment(make_section(**{f"{name}__p": p for name in flags}), CIFAR10_MEAN, CIFAR10_STD)
-    got = jax.jit(augment)(images, jnp.arange(8), make_epoch_key(0, 0))
+    got = jax.jit(augment)(images, jnp.arange(8), 0, 0)
     same = np.isclose(got, normalize(images, CIFAR10_MEAN, CIFAR10_STD), rtol=2e-7, atol=0)  # a last bit
     assert same.all() if p == 0 else same.mean() < 0.1
 
@@ -174,7 +175,7 @@ def test_a_transform_left_out_leaves_no_operation():
     def operations(section):
         augment = make_device_augment(section, CIFAR10_MEAN, CIFAR10_STD)
         args = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((8,), jnp.int32)
-        return jax.jit(augment).lower(*args, make_epoch_key(0, 0)).compile().as_text()
+        return jax.jit(augment).lower(*args, 0, 0).compile().as_text()
 
     assert "gather" in operations(SECTION)
     left = operations(make_section())
@@ -204,3 +205,61 @@ def test_crops_and_cutouts_are_uniform_over_their_places(draw_one, size, low, hi
         np.testing.assert_array_equal(values, np.arange(low, high + 1))
         assert stats.chisquare(counts).pvalue > P_VALUE
     assert_independent(places[:, 0], places[:, 1])
+
+
+MORE = {"translate__padding": 4, "translate__p": 0.7, "cutout__size": 8, "cutout__p": 0.6, "color_jitter__p": 0.8}
+
+
+def test_what_the_host_does_not_make_fires_with_its_probability_and_is_neutral_else():
+    drawn = draw(make_section(**MORE))
+    # An offset of (0, 0) is one of the 81 that are drawn, too.
+    assert stats.binomtest(int(drawn.offset.any(1).sum()), NUM, 0.7 * 80 / 81).pvalue > P_VALUE
+    assert stats.binomtest(int((drawn.cutout < 28).all(1).sum()), NUM, 0.6).pvalue > P_VALUE
+    assert (drawn.cutout[(drawn.cutout >= 28).any(1)] == 32).all()
+    factors = np.stack(drawn.jitter, 1)
+    neutral = (factors == np.float32((1, 1, 1, 1, 0))).all(1)
+    assert stats.binomtest(int((~neutral).sum()), NUM, 0.8).pvalue > P_VALUE
+    strengths, middle = np.array((0.2, 0.2, 0.2, 0.5, 0.02)), np.array((1, 1, 1, 1, 0))
+    for column, strength, center in zip(factors[~neutral].T, strengths, middle, strict=True):
+        assert stats.kstest(column, stats.uniform(center - strength, 2 * strength).cdf).pvalue > P_VALUE
+    columns = numbers(draw(make_section(**{f"{name}__p": 1.0 for name in ("translate", "cutout", "color_jitter")}))).T
+    for i in range(11, len(columns)):
+        for j in range(i):
+            if columns[j].std() > 0:  # flags of probability 0 are drawn nowhere
+                assert_independent(columns[i], columns[j])
+
+
+def test_strengths_of_nothing_leave_their_operation_out():
+    section = make_section(color_jitter__p=1.0, color_jitter__contrast=0.0, color_jitter__hue=0.0)
+    drawn = draw(section, indices=[0]).jitter
+    assert [factor is None for factor in drawn] == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("warped", [False, True])
+def test_crop_flip_colours_and_cutout_are_made_in_this_order(images, warped):
+    """Against numpy and the single operations, which have tests of their own."""
+    section = make_section(**MORE, horizontal_flip__p=0.5, shift_scale_rotate__p=0.5 if warped else 0.0)
+    drawn = draw_batch(make_epoch_key(3, 5), jnp.arange(8), section)._replace(warp=jnp.zeros(8, bool))
+    got = np.asarray(jax.jit(lambda images, p: apply_parameters(images, p, section, CIFAR10_MEAN, CIFAR10_STD))(images, drawn))
+    seen = set()
+    for i, image in enumerate(images):
+        (top, left), (row, column) = np.asarray(drawn.offset[i]) + 4, np.asarray(drawn.cutout[i])
+        image = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")[top : top + 32, left : left + 32]
+        image = image[:, ::-1] if drawn.flip[i] else image
+        image = np.array(apply_jitter(image, Jitter(*(factor[i] for factor in drawn.jitter))))
+        image[max(row, 0) : max(row + 8, 0), max(column, 0) : max(column + 8, 0)] = (125, 123, 114)
+        expected = (image / 255 - CIFAR10_MEAN) / CIFAR10_STD
+        np.testing.assert_allclose(got[i], expected, rtol=0, atol=2e-5)  # levels of up to 255 in float32
+        seen.add((bool(drawn.flip[i]), row < 32, (top, left) != (4, 4)))
+    assert len(seen) > 2
+
+
+def test_images_are_flipped_in_every_other_epoch_and_half_of_them_in_the_first(images):
+    section = make_section(horizontal_flip__alternate=True, horizontal_flip__p=0.5) | {"backend": "device"}
+    augment = make_device_augment(section, (0,) * 3, (1,) * 3)
+    image, indices = np.broadcast_to(images[:1], (500, 32, 32, 3)), np.arange(500)
+    shown = [np.asarray(jax.jit(augment)(image, indices, 2, epoch)) for epoch in (1, 2, 3)]
+    assert not (shown[0] == shown[1]).all((1, 2, 3)).any() and (shown[0] == shown[2]).all()
+    np.testing.assert_array_equal(shown[1], shown[0][:, :, ::-1])
+    plain = (shown[0] == shown[0][0]).all((1, 2, 3)).sum()
+    assert stats.binomtest(int(plain), 500, 0.5).pvalue > P_VALUE

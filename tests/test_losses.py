@@ -41,6 +41,21 @@ def test_values_and_gradients_equal_torch(smoothing):
     np.testing.assert_allclose(grads, theirs.grad, rtol=1e-12, atol=1e-15)
 
 
+@SMOOTHINGS
+def test_shares_of_classes_are_torchs_and_a_whole_share_is_a_label(smoothing):
+    torch = pytest.importorskip("torch")
+    logits = np.random.default_rng(1).standard_normal((BATCH, CLASSES)) * 3
+    shares = np.random.default_rng(2).dirichlet(np.ones(CLASSES), BATCH)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")
+    labels = jnp.array([0, 1, 2, 3, 0])
+    with jax.enable_x64(True):
+        values = cross_entropy(jnp.asarray(logits), jnp.asarray(shares), label_smoothing=smoothing)
+        whole = cross_entropy(jnp.asarray(logits), jax.nn.one_hot(labels, CLASSES), label_smoothing=smoothing)
+        labelled = cross_entropy(jnp.asarray(logits), labels, label_smoothing=smoothing)
+    np.testing.assert_allclose(values, criterion(torch.tensor(logits), torch.tensor(shares)), rtol=1e-12)
+    np.testing.assert_array_equal(whole, labelled)
+
+
 @given(rows, targets, st.floats(0, 0.999))
 def test_equals_the_formula_in_float64(logits, labels, smoothing):
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):

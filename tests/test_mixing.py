@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cifar_jax.mixing import cutmix, draw_boxes, draw_shares, mixup, soft_labels
+from cifar_jax.mixing import cutmix, draw_boxes, draw_shares, make_mix, mixup, soft_labels
 
 RNG = np.random.default_rng(8)
 IMAGES = RNG.normal(0, 1, (5, 32, 32, 3)).astype(np.float32)
@@ -69,3 +69,30 @@ def test_boxes_follow_each_images_share():
     heights = boxes[..., 2] - boxes[..., 0]
     np.testing.assert_array_equal(heights.max(0), sides)
     assert (heights >= sides // 2 - 1).all()
+
+
+def section(mixup_p, cutmix_p):
+    return {"mixup": {"alpha": 0.2, "p": mixup_p}, "cutmix": {"alpha": 1.0, "p": cutmix_p}}
+
+
+def test_a_batch_is_mixed_one_way_or_the_other_or_not_with_its_probability():
+    """Told apart by the pixels: a pixel of CutMix comes from one image, and of mixup none does."""
+    images = np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None, None] ** 2, (6, 8, 8, 3))
+    batch = {"image": images, "label": np.arange(6)}
+    mix = jax.jit(jax.vmap(lambda key: make_mix(section(0.3, 0.45), 6)(batch, key)))
+    mixed = jax.device_get(mix(jax.random.split(jax.random.key(2), 4000)))
+    pure = (mixed["image"] == images).all((1, 2, 3, 4))
+    boxes = np.isin(mixed["image"], images[:, 0, 0, 0]).all((1, 2, 3, 4)) & ~pure
+    counts = [pure.sum(), boxes.sum(), (~pure & ~boxes).sum()]
+    assert stats.chisquare(counts, 4000 * np.array((0.25, 0.45, 0.3))).pvalue > 1e-6
+    np.testing.assert_array_equal(mixed["label"], np.broadcast_to(np.arange(6), (4000, 6)))
+    # What the target says is what the pixels hold: shares of an image and of the one before it.
+    own = mixed["target"][:, np.arange(6), np.arange(6)]
+    expected = own[..., None] * images[:, 0, 0] + (1 - own[..., None]) * np.roll(images[:, 0, 0], 1, 0)
+    np.testing.assert_allclose(mixed["image"].mean((2, 3)), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(mixed["target"].sum(-1), 1, rtol=0, atol=1e-6)
+
+
+def test_without_mixing_a_batch_is_as_it_was():
+    batch = {"image": IMAGES, "label": LABELS}
+    assert make_mix(section(0.0, 0.0), 10)(batch, None) is batch

@@ -1,6 +1,7 @@
 """The pipeline on the device: each image once an epoch, nothing over the bus amid one, the same bits after any resume."""
 
 import contextlib
+import functools
 import os
 import signal
 
@@ -47,7 +48,13 @@ def make_resident(batch_size=5, step=tracing_step, seed=0):
     images = np.zeros((230, 32, 32, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(230)
     split = Split(images, np.arange(230, dtype=np.int32) % 10)
-    return Resident(step, lambda images, indices, key: images.astype(jnp.float32), split, batch_size=batch_size, seed=seed)
+
+    def make_batch(images, labels, indices, seed, epoch, number):
+        return {"image": images.astype(jnp.float32), "label": labels}
+
+    resident = Resident(step, make_batch, split, batch_size=batch_size)
+    resident.train_epoch = functools.partial(resident.train_epoch, seed=seed)
+    return resident
 
 
 def empty():

@@ -55,6 +55,18 @@ def on_device(state):
     return jax.tree.map(jnp.array, state)
 
 
+def test_a_target_is_what_the_loss_is_of_and_the_label_what_is_counted(start, batch):
+    step = jax.jit(train_step_of())
+    swapped = batch | {"target": jax.nn.one_hot(batch["label"], CLASSES), "label": np.array([1, 1, 1, 1], np.int32)}
+    plain, mixed = step(on_device(start), batch), step(on_device(start), swapped)
+    np.testing.assert_allclose(mixed[1]["loss"], plain[1]["loss"], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), mixed[0].params, plain[0].params)
+    logits = network().apply(
+        {"params": start.params, "batch_stats": start.batch_stats}, batch["image"], train=True, mutable=["batch_stats"]
+    )[0]
+    assert int(mixed[1]["correct"]) == int((logits.argmax(1) == 1).sum())
+
+
 def test_the_loss_of_a_fixed_batch_falls(train_step, start, batch):
     state, losses = on_device(start), []
     for _ in range(20):

@@ -18,29 +18,46 @@ from cifar_jax.errors import InputError
 # Where the training transform runs: Albumentations in the loader, or `device_augment.py` in the compiled step.
 BACKENDS = ("host", "device")
 _PROBABILITY = (float, 0.0, 1.0, "a probability from 0 to 1")
-# What may stand in the augment section: (type, lowest, highest, in words).
+_STRENGTH = (float, 0.0, 1.0, "a strength from 0 to 1")
+_ALPHA = (float, 0.01, 100.0, "a number from 0.01 to 100")
+_SIZE = (int, 1, 32, "a whole number of pixels from 1 to 32")
+# What may stand in the augment section: (type, lowest, highest, in words); a bool is true or false.
 _SECTIONS = {
-    "horizontal_flip": {"p": _PROBABILITY},
+    "horizontal_flip": {"p": _PROBABILITY, "alternate": (bool, False, True, "true or false")},
+    "translate": {"padding": (int, 1, 16, "a whole number of pixels from 1 to 16"), "p": _PROBABILITY},
     "shift_scale_rotate": {
         "shift": (float, 0.0, 1.0, "a fraction of the side from 0 to 1"),
         "scale": (float, 0.0, 0.99, "a fraction from 0 to 0.99"),
         "rotate": (float, 0.0, 180.0, "degrees from 0 to 180"),
         "p": _PROBABILITY,
     },
-    "coarse_dropout": {"size": (int, 1, 32, "a whole number of pixels from 1 to 32"), "p": _PROBABILITY},
+    "color_jitter": {
+        "brightness": _STRENGTH,
+        "contrast": _STRENGTH,
+        "saturation": _STRENGTH,
+        "sharpness": _STRENGTH,
+        "hue": (float, 0.0, 0.5, "turns of the colour circle from 0 to 0.5"),
+        "p": _PROBABILITY,
+    },
+    "coarse_dropout": {"size": _SIZE, "p": _PROBABILITY},
+    "cutout": {"size": _SIZE, "p": _PROBABILITY},
     "to_gray": {"p": _PROBABILITY},
+    "mixup": {"alpha": _ALPHA, "p": _PROBABILITY},
+    "cutmix": {"alpha": _ALPHA, "p": _PROBABILITY},
 }
+# What the host's Albumentations do not do here.
+_DEVICE_ONLY = ("translate", "color_jitter", "cutout", "mixup", "cutmix")
 # Affine draws a float zoom about 1 and its own border; ShiftScaleRotate is what the recipe names, so this one is known.
 _KNOWN_WARNING = "ShiftScaleRotate is a special case of Affine"
-# The last word of a SeedSequence's entropy: shuffling and augmentation must not share a stream.
-SHUFFLE, AUGMENT = 0, 1
+# The last word of a SeedSequence's entropy: what is drawn for one purpose must not be drawn again for another.
+SHUFFLE, AUGMENT, FLIP, MIX = range(4)
 
 
 def check_augment(augment) -> None:
     """Raises InputError, naming the key, unless `augment` is a complete and valid augment section.
 
-    augment: ConfigDict or nested dict with backend = "host" or "device", horizontal_flip {p}, coarse_dropout {size, p},
-    to_gray {p} and shift_scale_rotate {shift, scale, rotate, p}. Does not import Albumentations.
+    augment: ConfigDict or nested dict with backend = "host" or "device" and the sections and keys of configs/base.py.
+    Does not import Albumentations.
     """
     _check_keys("augment", augment, ("backend", *_SECTIONS))
     if augment["backend"] not in BACKENDS:
@@ -49,10 +66,29 @@ def check_augment(augment) -> None:
         _check_keys(f"augment.{section}", augment[section], tuple(keys))
         for key, (kind, low, high, words) in keys.items():
             value = augment[section][key]
-            accepted = (int,) if kind is int else (int, float)
+            accepted = (int, float) if kind is float else (kind,)
             # `not low <= value` also refuses NaN; bool is an int to Python, a slip in a config.
-            if isinstance(value, bool) or not isinstance(value, accepted) or not low <= value <= high:
+            wrong = isinstance(value, bool) is not (kind is bool)
+            if wrong or not isinstance(value, accepted) or not low <= value <= high:
                 raise InputError(f"augment.{section}.{key}: got {value!r}, expected {words}; change it in the config")
+    if augment["mixup"]["p"] + augment["cutmix"]["p"] > 1:
+        raise InputError(
+            f"augment.mixup.p: got {augment['mixup']['p']} beside augment.cutmix.p of {augment['cutmix']['p']}, expected a sum "
+            "of at most 1, since a batch is mixed in one way or the other; lower one of them"
+        )
+    if augment["backend"] == "host":
+        _check_host(augment)
+
+
+def _check_host(augment):
+    wanted = {f"{name}.p": augment[name]["p"] for name in _DEVICE_ONLY}
+    wanted["horizontal_flip.alternate"] = augment["horizontal_flip"]["alternate"]
+    for key, value in wanted.items():
+        if value:
+            raise InputError(
+                f"augment.{key}: got {value} with augment.backend host, expected {type(value)()}: it is made on the device only; "
+                "set augment.backend=device"
+            )
 
 
 def _check_keys(name, section, expected):

@@ -30,10 +30,15 @@ from cifar_jax.errors import InputError
 
 SEED_LOG = {
     "backend": "host",
-    "horizontal_flip": {"p": 0.3},
+    "horizontal_flip": {"p": 0.3, "alternate": False},
+    "translate": {"padding": 4, "p": 0.0},
     "shift_scale_rotate": {"shift": 0.1, "scale": 0.1, "rotate": 30.0, "p": 0.5},
+    "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "sharpness": 0.5, "hue": 0.02, "p": 0.0},
     "coarse_dropout": {"size": 16, "p": 0.5},
+    "cutout": {"size": 8, "p": 0.0},
     "to_gray": {"p": 0.5},
+    "mixup": {"alpha": 0.2, "p": 0.0},
+    "cutmix": {"alpha": 1.0, "p": 0.0},
 }
 FILL = np.array((125, 123, 114), np.uint8)
 

@@ -43,7 +43,7 @@ def run_host(images, section):
     for i, image in enumerate(images):
         out.append(augment(image, i))
     rows = [read_parameters(a) for a in applied]
-    return np.stack(out), Parameters(*(np.stack(column) for column in zip(*rows, strict=True)))
+    return np.stack(out), jax.tree.map(lambda *values: np.stack(values), *rows)
 
 
 def read_parameters(applied) -> Parameters:

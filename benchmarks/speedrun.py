@@ -1,0 +1,106 @@
+"""The shortest training to an accuracy, measured as the speed records are: time and test accuracy over n seeds.
+
+python -m benchmarks.speedrun [--config configs/fast.py] [--runs 5] [--seed 0] [--json]
+
+A warm-up of one epoch on random labels and one evaluation absorb compilation. Then run i trains from seed + i: what is
+timed is the initial weights, all epochs, and the evaluation of the test images at the end, on images that lie on the device
+(the config's augment.backend must be "device"). Nothing is evaluated or saved in between; the numbers are those of
+`python run.py` with the same seed. Where data.num_validation holds images out, they are evaluated instead of the test set.
+
+Latest result: see configs/fast.py.
+"""
+
+import statistics
+import time
+import types
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import measure
+from cifar_jax.arguments import whole
+from cifar_jax.data.dataset import split_training
+from cifar_jax.data.sources import load_dataset
+from cifar_jax.errors import InputError
+from cifar_jax.evaluate import BATCH_SIZE
+from cifar_jax.models import create_model
+from cifar_jax.optim import make_optimizer, make_schedule
+from cifar_jax.pipeline import make_batches
+from cifar_jax.resident import Resident, make_count
+from cifar_jax.state import create_state, final_variables
+from cifar_jax.steps import make_eval_step, make_train_step
+
+_NO_LOG = types.SimpleNamespace(epoch_bar=lambda epoch, done: tqdm(disable=True))
+
+
+class Speedrun:
+    """The compiled training and evaluation of a config, for any seed; `run` times one training."""
+
+    def __init__(self, config, dataset):
+        kept, held_out = split_training(dataset, config)
+        moments = (dataset.mean, dataset.std)
+        self._config = config
+        self._model = create_model(config.model)
+        self._schedule = make_schedule(config.schedule, config.train.epochs * (len(kept) // config.train.batch_size))
+        self._tx = make_optimizer(config.optim, self._schedule)
+        step = make_train_step(self._model, self._tx, label_smoothing=config.train.label_smoothing, ema_decay=config.ema.decay)
+        self._resident = Resident(step, make_batches(config, *moments), kept, batch_size=config.train.batch_size)
+        watched = held_out if len(held_out) else dataset.test
+        self._count = make_count(make_eval_step(self._model), watched, *moments, BATCH_SIZE)
+
+    def warm_up(self) -> None:
+        """Compiles everything: an epoch on random labels, and an evaluation."""
+        images, labels = self._resident.data
+        random = np.random.default_rng(0).integers(0, self._config.model.num_classes, labels.shape, np.int32)
+        self._resident.data = images, jax.device_put(random)
+        self._count(final_variables(self._train(0, epochs=1)))
+        self._resident.data = images, labels
+
+    def run(self, seed: int) -> dict:
+        """Trains from `seed`; returns {"seed", "seconds", "correct", "examples"}."""
+        began = time.perf_counter()
+        sums = jax.device_get(self._count(final_variables(self._train(seed, epochs=self._config.train.epochs))))
+        seconds = time.perf_counter() - began
+        return {"seed": seed, "seconds": seconds, "correct": int(sums["correct"]), "examples": int(sums["examples"])}
+
+    def _train(self, seed, *, epochs):
+        state = create_state(self._model, self._tx, seed, with_ema=self._config.ema.decay > 0)
+        for epoch in range(1, epochs + 1):
+            state, _ = self._resident.train_epoch(state, epoch, self._schedule, _NO_LOG, seed=seed)
+        return state
+
+
+def summarize(runs: list[dict]) -> dict:
+    """Mean and standard deviation (n - 1) of seconds and of accuracy in per cent."""
+
+    def both(values):
+        return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+    accuracies = [100 * run["correct"] / run["examples"] for run in runs]
+    return {"n": len(runs), "seconds": both([run["seconds"] for run in runs]), "accuracy": both(accuracies)}
+
+
+def main(argv):
+    parser = measure.make_parser(__doc__, config="configs/fast.py")
+    parser.add_argument("--runs", type=whole(1), default=5, help="how many seeds")
+    parser.add_argument("--seed", type=whole(0), default=0, help="the first")
+    flags, config = measure.parse(parser, argv)
+    if config.augment.backend != "device":
+        raise InputError(f"augment.backend: got {config.augment.backend}, expected device; set it, or time `python run.py`")
+    speedrun = Speedrun(config, load_dataset(config.data.source, config.data.dir))
+    began = time.perf_counter()
+    speedrun.warm_up()
+    report = {
+        "benchmark": "speedrun",
+        "config": flags.config,
+        "machine": measure.machine(),
+        "warm_up_seconds": time.perf_counter() - began,
+        "runs": [speedrun.run(flags.seed + i) for i in range(flags.runs)],
+    }
+    report |= summarize(report["runs"])
+    measure.print_report(report, flags.json)
+
+
+if __name__ == "__main__":
+    measure.run(main)
