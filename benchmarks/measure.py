@@ -21,12 +21,7 @@ PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain", "kornia", "torch
 def make_parser(doc: str, **defaults) -> arguments.Parser:
     """The flags that all benchmarks share; see parse."""
     parser = make_plain_parser(doc)
-    parser.add_argument(
-        "--config",
-        type=arguments.path,
-        default=defaults.get("config", "configs/base.py"),
-        help="chooses the network and the batch",
-    )
+    parser.add_argument("--config", type=arguments.path, default="configs/base.py", help="chooses the network and the batch")
     parser.add_argument("--repeats", type=arguments.whole(1), default=defaults.get("repeats", 9), help="of every side")
     return parser
 

@@ -19,7 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import measure
-from cifar_jax.arguments import whole
+from cifar_jax.arguments import path, whole
+from cifar_jax.budget import check_budget
+from cifar_jax.config import RANGES
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError
@@ -28,7 +30,7 @@ from cifar_jax.models import create_model
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.pipeline import make_batches
 from cifar_jax.resident import Resident, make_count
-from cifar_jax.state import create_state, final_variables
+from cifar_jax.state import final_variables, make_create
 from cifar_jax.steps import make_eval_step, make_train_step
 
 _NO_LOG = types.SimpleNamespace(epoch_bar=lambda epoch, done: tqdm(disable=True))
@@ -41,13 +43,14 @@ class Speedrun:
         kept, held_out = split_training(dataset, config)
         moments = (dataset.mean, dataset.std)
         self._config = config
-        self._model = create_model(config.model)
+        model = create_model(config.model)
         self._schedule = make_schedule(config.schedule, config.train.epochs * (len(kept) // config.train.batch_size))
-        self._tx = make_optimizer(config.optim, self._schedule)
-        step = make_train_step(self._model, self._tx, label_smoothing=config.train.label_smoothing, ema_decay=config.ema.decay)
+        tx = make_optimizer(config.optim, self._schedule)
+        self._create = make_create(model, tx, with_ema=config.ema.decay > 0)
+        step = make_train_step(model, tx, label_smoothing=config.train.label_smoothing, ema_decay=config.ema.decay)
         self._resident = Resident(step, make_batches(config, *moments), kept, batch_size=config.train.batch_size)
         watched = held_out if len(held_out) else dataset.test
-        self._count = make_count(make_eval_step(self._model), watched, *moments, BATCH_SIZE)
+        self._count = make_count(make_eval_step(model), watched, *moments, BATCH_SIZE)
 
     def warm_up(self) -> None:
         """Compiles everything: an epoch on random labels, and an evaluation."""
@@ -65,7 +68,7 @@ class Speedrun:
         return {"seed": seed, "seconds": seconds, "correct": int(sums["correct"]), "examples": int(sums["examples"])}
 
     def _train(self, seed, *, epochs):
-        state = create_state(self._model, self._tx, seed, with_ema=self._config.ema.decay > 0)
+        state = self._create(seed)
         for epoch in range(1, epochs + 1):
             state, _ = self._resident.train_epoch(state, epoch, self._schedule, _NO_LOG, seed=seed)
         return state
@@ -81,13 +84,23 @@ def summarize(runs: list[dict]) -> dict:
     return {"n": len(runs), "seconds": both([run["seconds"] for run in runs]), "accuracy": both(accuracies)}
 
 
-def main(argv):
-    parser = measure.make_parser(__doc__, config="configs/fast.py")
+def make_parser():
+    """The flags of this command."""
+    parser = measure.make_plain_parser(__doc__)
+    parser.add_argument("--config", type=path, default="configs/fast.py", help="what is trained")
     parser.add_argument("--runs", type=whole(1), default=5, help="how many seeds")
     parser.add_argument("--seed", type=whole(0), default=0, help="the first")
-    flags, config = measure.parse(parser, argv)
+    return parser
+
+
+def main(argv):
+    flags, config = measure.parse(make_parser(), argv)
+    last, most = flags.seed + flags.runs - 1, RANGES["seed"][1]
+    if last > most:
+        raise InputError(f"--seed: got {flags.seed} for {flags.runs} runs, expected the last to be {most} at most; lower it")
     if config.augment.backend != "device":
         raise InputError(f"augment.backend: got {config.augment.backend}, expected device; set it, or time `python run.py`")
+    check_budget(config.model, config.budget)
     speedrun = Speedrun(config, load_dataset(config.data.source, config.data.dir))
     began = time.perf_counter()
     speedrun.warm_up()

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -18,15 +19,24 @@ class TrainState:
     ema: Any
 
 
-def create_state(model, tx, seed: int, *, with_ema: bool) -> TrainState:
-    """Initial state; all randomness from `seed`."""
+def make_create(model, tx, *, with_ema: bool):
+    """Returns the compiled create(seed) -> initial TrainState, all randomness from the seed, 0 <= seed < 2**32."""
+
+    def create(seed):
+        variables = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)), train=False)
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if with_ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
+
     # It runs once: compiling it well takes three times as long as compiling it plainly, and longer than all else before
     # the first step.
-    init = jax.jit(model.init, static_argnames="train", compiler_options={"xla_backend_optimization_level": 0})
-    variables = init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)), train=False)
-    params, batch_stats = variables["params"], variables["batch_stats"]
-    ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if with_ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
+    compiled = jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
+    return lambda seed: compiled(np.uint32(seed))
+
+
+def create_state(model, tx, seed: int, *, with_ema: bool) -> TrainState:
+    """The initial state of one run; see make_create."""
+    return make_create(model, tx, with_ema=with_ema)(seed)
 
 
 def final_variables(state: TrainState) -> dict:

@@ -13,7 +13,7 @@ from benchmarks import measure
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "measure"))
-PLAIN = ("damage", "kill")  # those that take no config and time nothing
+PLAIN = ("damage", "kill", "speedrun")  # those that time no sides in turn
 
 
 def run_benchmark(name, monkeypatch):
@@ -91,6 +91,9 @@ def test_flags_of_every_timed_benchmark(benchmark_refused, name, argv, said):
         ("kill", ["--seed", "-1"], "--seed: got '-1', expected a whole number, 0 or more"),
         ("kill", ["--signal", "HUP"], "--signal: got 'HUP', expected one of "),
         ("kill", ["--signal"], "--signal: got no value"),
+        ("speedrun", ["--runs", "0"], "--runs: got '0', expected a whole number, 1 or more"),
+        ("speedrun", ["--seed", "4294967292"], "--seed: got 4294967292 for 5 runs, expected the last to be 4294967295 at most"),
+        ("speedrun", ["--config", SMOKE], "augment.backend: got host, expected device"),
         ("damage", ["--flips", "0"], "--flips: got '0', expected a whole number, 1 or more"),
         ("damage", ["--seed", "x"], "--seed: got 'x', expected a whole number, 0 or more"),
     ],
@@ -123,6 +126,10 @@ def twin_refused(refused):
         (["--config", SMOKE, "--config.train.epochs=0"], "train.epochs: got 0"),
         (["--config", SMOKE, "--config.train.batch_size=6000"], "train.batch_size: got 6000"),
         (["--config", SMOKE, "--config.model.num_classes=5"], "model.num_classes: got 5"),
+        (
+            ["--config", SMOKE, "--config.augment.backend=device", "--config.augment.cutout.p=1"],
+            "augment.cutout.p: got 1.0 for Albumentations, expected 0.0: it is made on the device only",
+        ),
         (["--config", SMOKE, "--config.model.widths=(99,199,299,399)"], "expected fewer than 100,000"),
         (["--config", SMOKE, "--config.data.source=folder", "--config.data.dir=nosuch"], "data.dir: got 'nosuch'"),
     ],

@@ -17,7 +17,7 @@ VALUES = flatten(read_config(str(ROOT / "configs" / "base.py"), []))
 
 WHOLE, NUMBER, TRUTH = "a whole number", "a number", "true or false"
 PROBABILITY, STRENGTH = "a probability from 0 to 1", "a strength from 0 to 1"
-ON_DEVICE = "made on the device only; set augment.backend=device"
+ON_DEVICE = "made on the device only; set it to 0.0, or augment.backend=device"
 
 
 def no_number(expected):
@@ -47,7 +47,7 @@ BAD = {
     "data.workers": {"-1": "0 to 256", "257": "0 to 256", "2.5": WHOLE, "": WHOLE},
     "augment.backend": {"gpu": "'host'", "": "'host'"},
     "augment.horizontal_flip.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, **no_number(PROBABILITY)},
-    "augment.horizontal_flip.alternate": {"maybe": TRUTH, "2": TRUTH, "": TRUTH, "true": "set augment.backend=device"},
+    "augment.horizontal_flip.alternate": {"maybe": TRUTH, "2": TRUTH, "": TRUTH, "true": "set it to False, or augment.backend=device"},
     "augment.translate.padding": {"0": "from 1 to 16", "17": "from 1 to 16", "2.5": WHOLE, "four": WHOLE},
     "augment.translate.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "1": ON_DEVICE, **no_number(PROBABILITY)},
     **{

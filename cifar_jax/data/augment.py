@@ -86,8 +86,8 @@ def _check_host(augment):
     for key, value in wanted.items():
         if value:
             raise InputError(
-                f"augment.{key}: got {value} with augment.backend host, expected {type(value)()}: it is made on the device only; "
-                "set augment.backend=device"
+                f"augment.{key}: got {value} for Albumentations, expected {type(value)()}: it is made on the device only; "
+                f"set it to {type(value)()}, or augment.backend=device where run.py trains"
             )
 
 
@@ -134,6 +134,7 @@ def make_train_transform(augment, mean, std):
     with a warning only.
     """
     check_augment(augment)
+    _check_host(augment)
     A, cv2 = _import_albumentations()
     flip, affine = augment["horizontal_flip"], augment["shift_scale_rotate"]
     dropout, gray = augment["coarse_dropout"], augment["to_gray"]
