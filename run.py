@@ -26,6 +26,14 @@ def make_parser() -> arguments.Parser:
     as_json = {"action": "store_true", "help": "print one JSON object"}
     folder = {"type": arguments.path, "metavar": "DIR", "help": "the folder of the run; default runs/NAME"}
     verb("train", "train, or resume what the workdir holds (the default verb)", config=file | {"required": True}, workdir=folder)
+    verb(
+        "sweep",
+        "train from several seeds, one after the other, or resume; mean and standard deviation",
+        config=file | {"required": True},
+        seeds={"type": arguments.seeds, "required": True, "metavar": "0,1,2", "help": "the seeds, in place of the config's"},
+        workdir=folder | {"help": "the folder of the runs; default runs/NAME-sweep"},
+        json=as_json,
+    )
     verb("summary", "layers, parameters, MACs, receptive field", config=file | {"required": True}, json=as_json)
     verb(
         "evaluate",
@@ -61,6 +69,14 @@ def train(flags, overrides):
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
     show(workdir.format_result(result, directory))
+
+
+def sweep(flags, overrides):
+    from cifar_jax import config, sweep
+
+    directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}-sweep"
+    result = sweep.sweep(config.read_config(flags.config, overrides), directory, flags.seeds)
+    show(json.dumps(result) if flags.json else sweep.format_sweep(result))
 
 
 def summary(flags, overrides):
@@ -117,7 +133,8 @@ def main(argv: list[str]) -> int:
     try:
         stopping.listen()
         flags, overrides = parse(argv)
-        {"train": train, "summary": summary, "evaluate": evaluate, "data": data}[flags.verb](flags, overrides)
+        verbs = {"train": train, "sweep": sweep, "summary": summary, "evaluate": evaluate, "data": data}
+        verbs[flags.verb](flags, overrides)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from baselines.data import eval_batches, make_train_loader
 from baselines.model import create_model
 from cifar_jax import arguments
 from cifar_jax.config import check_config, read_config, to_json
+from cifar_jax.data.augment import check_host
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError, RunError, one_line
@@ -121,6 +122,7 @@ def train_epoch(step, loader, device):
 def check(config, path: pathlib.Path) -> None:
     """Raises InputError for a config that is invalid or over budget, or a folder that is not empty."""
     check_config(config)
+    check_host(config.augment)
     parameters = sum(p.numel() for p in create_model(config.model).parameters())
     if parameters >= config.budget.parameters:
         raise InputError(

@@ -58,3 +58,15 @@ def whole(low: int):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number, {low} or more")
 
     return read
+
+
+def seeds(text: str) -> list[int]:
+    """The type of a flag that lists seeds: whole numbers between commas, none of them twice."""
+    read = whole(0)
+    try:
+        found = [read(word) for word in text.split(",")]
+    except argparse.ArgumentTypeError:
+        found = []
+    if not found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected whole numbers between commas, none twice, such as 0,1,2")
+    return found

@@ -9,7 +9,7 @@ def one_line(error: Exception) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
-MOST_CHARACTERS = 4000  # twice the longest that is usual: a long path twice
+MOST_CHARACTERS = 2**14  # of what is usual the longest: a path of 4096 bytes, some times
 
 
 class InputError(Exception):

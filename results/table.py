@@ -1,6 +1,7 @@
 """Adds finished runs to results/runs.csv, a row a run, and writes the README's tables from the files in results/.
 
-python results/table.py [WORKDIR ...]     a workdir's own name is that of its config, such as runs/base or /tmp/gpu/base
+python results/table.py [WORKDIR ...]     a workdir's own name is that of its config, such as runs/base or /tmp/gpu/base; of a
+run of a sweep, such as runs/base-sweep/seed-1, it is the sweep's
 
 benchmarks.jsonl holds what `python -m benchmarks.NAME --json` printed, a line a call, appended by hand.
 """
@@ -138,7 +139,8 @@ def updated_readme(text: str, rows: list[dict], reports: list[dict]) -> str:
 def main(workdirs: list[str]) -> None:
     rows = read_rows()
     for workdir in map(pathlib.Path, workdirs):
-        row = to_row(workdir.name, json.loads((workdir / "result.json").read_text()))
+        name = workdir.parent.name.removesuffix("-sweep") if workdir.name.startswith("seed-") else workdir.name
+        row = to_row(name, json.loads((workdir / "result.json").read_text()))
         row = {key: str(value) for key, value in row.items()}
         rows = [r for r in rows if any(r[key] != row[key] for key in ("config", "seed", "epochs", "device", "kernels"))] + [row]
     write_rows(rows)

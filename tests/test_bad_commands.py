@@ -127,7 +127,7 @@ def twin_refused(refused):
         (["--config", SMOKE, "--config.train.batch_size=6000"], "train.batch_size: got 6000"),
         (["--config", SMOKE, "--config.model.num_classes=5"], "model.num_classes: got 5"),
         (
-            ["--config", SMOKE, "--config.augment.backend=device", "--config.augment.cutout.p=1"],
+            ["--config", SMOKE, "--config.train.batch_size=20", "--config.augment.backend=device", "--config.augment.cutout.p=1"],
             "augment.cutout.p: got 1.0 for Albumentations, expected 0.0: it is made on the device only",
         ),
         (["--config", SMOKE, "--config.model.widths=(99,199,299,399)"], "expected fewer than 100,000"),

@@ -9,7 +9,13 @@ import run
 
 SMOKE = str(pathlib.Path(__file__).parent.parent / "configs" / "smoke.py")
 # Every verb with what it cannot do without.
-NEEDED = {"train": ["--config", SMOKE], "summary": ["--config", SMOKE], "evaluate": ["--weights", "base"], "data": []}
+NEEDED = {
+    "train": ["--config", SMOKE],
+    "sweep": ["--config", SMOKE, "--seeds", "0"],
+    "summary": ["--config", SMOKE],
+    "evaluate": ["--weights", "base"],
+    "data": [],
+}
 PARSERS = next(action for action in run.make_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
 
 
@@ -32,7 +38,10 @@ def test_a_flag_without_its_value(refused, verb, flag):
     line = refused(verb, *NEEDED[verb], flag)
     assert f"{flag}: got no value, expected one; see run.py {verb} --help" in line
     for empty in ([flag, ""], [f"{flag}="]):
-        assert f"{flag}: got an empty name, expected that of a file or folder; see" in refused(verb, *NEEDED[verb], *empty)
+        said = (
+            "got '', expected whole numbers" if flag == "--seeds" else "got an empty name, expected that of a file or folder; see"
+        )
+        assert f"{flag}: {said}" in refused(verb, *NEEDED[verb], *empty)
 
 
 @pytest.mark.parametrize(("verb", "flag"), [key for key, takes_value in FLAGS.items() if not takes_value])

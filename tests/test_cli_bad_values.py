@@ -47,7 +47,12 @@ BAD = {
     "data.workers": {"-1": "0 to 256", "257": "0 to 256", "2.5": WHOLE, "": WHOLE},
     "augment.backend": {"gpu": "'host'", "": "'host'"},
     "augment.horizontal_flip.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, **no_number(PROBABILITY)},
-    "augment.horizontal_flip.alternate": {"maybe": TRUTH, "2": TRUTH, "": TRUTH, "true": "set it to False, or augment.backend=device"},
+    "augment.horizontal_flip.alternate": {
+        "maybe": TRUTH,
+        "2": TRUTH,
+        "": TRUTH,
+        "true": "set it to False, or augment.backend=device",
+    },
     "augment.translate.padding": {"0": "from 1 to 16", "17": "from 1 to 16", "2.5": WHOLE, "four": WHOLE},
     "augment.translate.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "1": ON_DEVICE, **no_number(PROBABILITY)},
     **{

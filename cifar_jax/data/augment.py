@@ -77,10 +77,11 @@ def check_augment(augment) -> None:
             "of at most 1, since a batch is mixed in one way or the other; lower one of them"
         )
     if augment["backend"] == "host":
-        _check_host(augment)
+        check_host(augment)
 
 
-def _check_host(augment):
+def check_host(augment) -> None:
+    """Raises InputError where a valid augment section asks for what Albumentations do not make here."""
     wanted = {f"{name}.p": augment[name]["p"] for name in _DEVICE_ONLY}
     wanted["horizontal_flip.alternate"] = augment["horizontal_flip"]["alternate"]
     for key, value in wanted.items():
@@ -134,7 +135,7 @@ def make_train_transform(augment, mean, std):
     with a warning only.
     """
     check_augment(augment)
-    _check_host(augment)
+    check_host(augment)
     A, cv2 = _import_albumentations()
     flip, affine = augment["horizontal_flip"], augment["shift_scale_rotate"]
     dropout, gray = augment["coarse_dropout"], augment["to_gray"]
