@@ -79,7 +79,23 @@ def mixed(w1, w2, w3, w4):
     }
 
 
-VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed}
+def early(w1, w2, w3, w4):
+    return {
+        "c1_conv": Conv(3, w1, stride=2, padding=1),
+        "c1_sep": Separable(w1, w1, padding=1),
+        "t1": Separable(w1, w2, padding=1),
+        "c2_sep1": Separable(w2, w2, dilation=2, padding=2),
+        "c2_sep2": Separable(w2, w2, padding=1),
+        "t2": Separable(w2, w3, stride=2, padding=1),
+        "c3_sep1": Separable(w3, w3, dilation=2, padding=2),
+        "c3_sep2": Separable(w3, w3, padding=1),
+        "c3_sep3": Separable(w3, w3, padding=1),
+        "t3": Separable(w3, w4, stride=2, padding=1),
+        "c4_sep": Separable(w4, w4, padding=1),
+    }
+
+
+VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed, "early": early}
 
 
 class Network(nn.Module):

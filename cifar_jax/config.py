@@ -34,7 +34,7 @@ RANGES = {
 }
 CHOICES = {
     "model.name": ("c1c2c3c40",),
-    "model.variant": ("strided", "dilated", "mixed"),
+    "model.variant": ("strided", "dilated", "mixed", "early"),
     "model.head": ("dense", "pointwise"),
     "model.dtype": ("float32", "bfloat16"),
     "model.kernels": ("auto", "xla"),

@@ -21,6 +21,7 @@ FIELDS = {
     "strided": 1 + (2 + 2 + 2) + 2 * (4 + 2 + 2 + 2) + 4 * (4 + 2 + 2 + 2) + 8 * 2,
     "dilated": 1 + (2 + 2 + 8) + (4 + 2 + 8) + (4 + 4 + 2 + 8) + (4 + 2),
     "mixed": 1 + (2 + 2) + (4 + 16) + (4 + 2 + 2) + 2 * (4 + 2),
+    "early": 1 + 2 + 2 * (2 + 2 + 4 + 2 + 2) + 4 * (4 + 2 + 2 + 2) + 8 * 2,
 }
 CASES = pytest.mark.parametrize("variant, head", [(variant, head) for variant in FIELDS for head in ("dense", "pointwise")])
 
@@ -67,7 +68,14 @@ def count_mixed(a, b, c, d):
     return c1 + t1 + c2 + t2 + c3 + t3 + 2 * separable_cost(d, d)
 
 
-BY_HAND = {"strided": count_strided, "dilated": count_dilated, "mixed": count_mixed}
+def count_early(a, b, c, d):
+    c1, t1 = dense_cost(3, 3, a) + separable_cost(a, a), separable_cost(a, b)
+    c2, t2 = 2 * separable_cost(b, b), separable_cost(b, c)
+    c3, t3 = 3 * separable_cost(c, c), separable_cost(c, d)
+    return c1 + t1 + c2 + t2 + c3 + t3 + separable_cost(d, d)
+
+
+BY_HAND = {"strided": count_strided, "dilated": count_dilated, "mixed": count_mixed, "early": count_early}
 
 
 @CASES
@@ -157,7 +165,8 @@ def test_bytes_are_those_of_float32(model_config, variant, head):
     summary = summarize(model_config(variant=variant, head=head, widths=WIDTHS))
     assert summary.weight_bytes == 4 * summary.parameters
     assert summary.peak_activation_bytes == max(row.activation_bytes for row in summary.layers)
-    assert summary.layers[0].activation_bytes == 4 * (32 * 32 * 3 + 32 * 32 * 32)
+    side = 16 if variant == "early" else 32
+    assert summary.layers[0].activation_bytes == 4 * (32 * 32 * 3 + side * side * 32)
 
 
 def test_a_network_below_the_limit_passes(model_config):

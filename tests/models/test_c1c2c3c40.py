@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_jax.budget import summarize
 from cifar_jax.models import create_model, describe
-from cifar_jax.models.c1c2c3c40 import VARIANTS, Network, dilated, mixed, strided
+from cifar_jax.models.c1c2c3c40 import VARIANTS, Network, dilated, early, mixed, strided
 from cifar_jax.models.layers import conv, separable
 
 BATCH = 2
@@ -148,6 +149,13 @@ def test_strided_has_three_transitions_of_stride_2():
     assert [layer.name for layer in strided(1, 1, 1, 1) if layer.stride == 2] == ["t1", "t2", "t3"]
 
 
+def test_early_leaves_the_full_resolution_at_once_and_has_two_thirds_of_the_operations(model_config):
+    assert [layer.name for layer in early(1, 1, 1, 1) if layer.stride == 2] == ["c1_conv", "t2", "t3"]
+    widths = (32, 64, 96, 128)
+    ours, strided_ones = (summarize(model_config(variant=name, widths=widths)).macs for name in ("early", "strided"))
+    assert 0.65 < ours / strided_ones < 0.7
+
+
 def test_mixed_transitions_are_1x1_then_dilated_then_strided():
     layers = {layer.name: layer for layer in mixed(1, 1, 1, 1)}
     t1, t2, t3 = (layers[name] for name in ("t1", "t2", "t3"))
@@ -171,6 +179,7 @@ NAMES = {
     "strided": "c1_conv c1_sep t1 c2_sep1 c2_sep2 c2_sep3 t2 c3_sep1 c3_sep2 c3_sep3 t3 c4_sep",
     "dilated": "c1_conv c1_sep t1 c2_sep1 c2_sep2 t2 c3_sep1 c3_sep2 c3_sep3 t3 c4_sep1 c4_sep2",
     "mixed": "c1_conv c1_sep t1 c2_sep t2 c3_sep1 c3_sep2 t3 c4_sep1 c4_sep2",
+    "early": "c1_conv c1_sep t1 c2_sep1 c2_sep2 t2 c3_sep1 c3_sep2 c3_sep3 t3 c4_sep",
 }
 
 

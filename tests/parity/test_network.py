@@ -121,9 +121,9 @@ def test_running_statistics_after_a_step(variant, kernels):
 @ALL_VARIANTS
 def test_parameter_counts_of_the_whole_network(variant):
     from baselines.model import create_model
-    from configs import base, dilated, mixed
+    from configs import base, dilated, fast, mixed
 
-    model = {"strided": base, "dilated": dilated, "mixed": mixed}[variant].get_config().model
+    model = {"strided": base, "dilated": dilated, "mixed": mixed, "early": fast}[variant].get_config().model
     assert model.variant == variant
     assert sum(p.numel() for p in create_model(model).parameters()) == budget.summarize(model).parameters
 
