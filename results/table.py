@@ -29,7 +29,7 @@ FIELDS = (
     "kernels",
     "versions",
 )
-MARKS = {name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in ("results", "speed")}
+MARKS = {name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in ("results", "fast", "speed")}
 Z_95 = 1.96
 
 
@@ -127,9 +127,20 @@ def format_speed(reports: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def format_fast(reports: list[dict]) -> str:
+    """A Markdown table of the shortest trainings, from the latest report of each config and machine."""
+    latest = {(r["config"], r["machine"].split("; ")[0]): r for r in reports if r["benchmark"] == "speedrun"}
+    lines = ["| config | test accuracy | seconds | n | device |", "|---|---|---|---|---|"]
+    for (config, device), report in latest.items():
+        accuracy, seconds = (f"{report[key]['mean']:.2f} ± {report[key]['std']:.2f}" for key in ("accuracy", "seconds"))
+        lines.append(f"| {pathlib.Path(config).stem} | {accuracy} % | {seconds} | {report['n']} | {device} |")
+    return "\n".join(lines) + "\n"
+
+
 def updated_readme(text: str, rows: list[dict], reports: list[dict]) -> str:
     """The README with the tables between their marks replaced."""
-    for name, table in {"results": format_table(rows), "speed": format_speed(reports)}.items():
+    tables = {"results": format_table(rows), "fast": format_fast(reports), "speed": format_speed(reports)}
+    for name, table in tables.items():
         begin, end = MARKS[name]
         before, rest = text.split(begin)
         text = before + begin + table + end + rest.split(end)[1]
