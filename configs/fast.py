@@ -17,8 +17,7 @@ def get_config():
     config.augment.shift_scale_rotate.p = 0.0
     config.augment.coarse_dropout.p = 0.0
     config.augment.to_gray.p = 0.0
-    config.schedule.learning_rate = 0.3
-    config.schedule.warmup_fraction = 0.15
-    config.train.batch_size = 64
-    config.train.epochs = 11
+    config.schedule.learning_rate = 0.6
+    config.schedule.warmup_fraction = 0.2
+    config.train.epochs = 12
     return config
