@@ -29,7 +29,10 @@ FIELDS = (
     "kernels",
     "versions",
 )
-MARKS = {name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in ("results", "fast", "speed")}
+TABLES = ("results", "fast", "speed")
+MARKS = {
+    name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in ("results", "fast", "speed")
+}
 Z_95 = 1.96
 
 

@@ -22,14 +22,12 @@ from cifar_jax.data.augment import make_train_transform, normalize
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Split
 from cifar_jax.data.loader import Prefetch, eval_batches, make_train_loader
 from cifar_jax.errors import InputError, RunError
+from tests.data.test_augment import make_section
 
-AUGMENT = {
-    "backend": "host",
-    "horizontal_flip": {"p": 0.5},
-    "shift_scale_rotate": {"shift": 0.1, "scale": 0.1, "rotate": 30.0, "p": 0.5},
-    "coarse_dropout": {"size": 8, "p": 0.5},
-    "to_gray": {"p": 0.5},
-}
+AUGMENT = make_section(
+    **{f"{name}__p": 0.5 for name in ("horizontal_flip", "shift_scale_rotate", "coarse_dropout", "to_gray")},
+    coarse_dropout__size=8,
+)
 NONE = {name: {**section, "p": 0.0} if name != "backend" else section for name, section in AUGMENT.items()}
 
 
