@@ -1,5 +1,6 @@
 """The command line: flags and verbs, nothing else. `python run.py --help` lists them."""
 
+import contextlib
 import json
 import logging
 import os
@@ -75,7 +76,9 @@ def sweep(flags, overrides):
     from cifar_jax import config, sweep
 
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}-sweep"
-    result = sweep.sweep(config.read_config(flags.config, overrides), directory, flags.seeds)
+    settings = config.read_config(flags.config, overrides)
+    with contextlib.redirect_stdout(sys.stderr) if flags.json else contextlib.nullcontext():
+        result = sweep.sweep(settings, directory, flags.seeds)
     show(json.dumps(result) if flags.json else sweep.format_sweep(result))
 
 

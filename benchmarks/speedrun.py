@@ -10,6 +10,7 @@ timed is the initial weights, all epochs, and the evaluation of the test images 
 Latest result: see configs/fast.py.
 """
 
+import pathlib
 import statistics
 import time
 import types
@@ -19,9 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import measure
+from cifar_jax import allocator
 from cifar_jax.arguments import path, whole
 from cifar_jax.budget import check_budget
-from cifar_jax.config import RANGES
+from cifar_jax.config import RANGES, to_json
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError
@@ -32,6 +34,7 @@ from cifar_jax.pipeline import make_batches
 from cifar_jax.resident import Resident, make_count
 from cifar_jax.state import final_variables, make_create
 from cifar_jax.steps import make_eval_step, make_train_step
+from cifar_jax.workdir import check_device, describe_kernels
 
 _NO_LOG = types.SimpleNamespace(epoch_bar=lambda epoch, done: tqdm(disable=True))
 
@@ -101,12 +104,17 @@ def main(argv):
     if config.augment.backend != "device":
         raise InputError(f"augment.backend: got {config.augment.backend}, expected device; set it, or time `python run.py`")
     check_budget(config.model, config.budget)
+    check_device()
+    allocator.keep_freed_memory()  # as training does
     speedrun = Speedrun(config, load_dataset(config.data.source, config.data.dir))
     began = time.perf_counter()
     speedrun.warm_up()
     report = {
         "benchmark": "speedrun",
-        "config": flags.config,
+        "name": pathlib.Path(flags.config).stem,
+        "config": to_json(config),
+        "split": "validation" if config.data.num_validation else "test",
+        "kernels": describe_kernels(config),
         "machine": measure.machine(),
         "warm_up_seconds": time.perf_counter() - began,
         "runs": [speedrun.run(flags.seed + i) for i in range(flags.runs)],

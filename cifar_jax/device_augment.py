@@ -49,13 +49,12 @@ def make_device_augment(augment, mean, std):
     called in a jitted step. Raises InputError for an invalid section.
     """
     check_augment(augment)
-    flip = augment["horizontal_flip"]
 
     def augment_images(images, indices, seed, epoch):
         parameters = draw_batch(make_epoch_key(seed, epoch), indices, augment)
-        if flip["alternate"]:
+        if augment["horizontal_flip"]["alternate"]:
             keys = _fold_indices(make_epoch_key(seed, 0, FLIP), indices)  # the same in every epoch
-            parameters = parameters._replace(flip=jax.vmap(lambda key: alternating_flip(key, epoch, flip["p"]))(keys))
+            parameters = parameters._replace(flip=jax.vmap(lambda key: alternating_flip(key, epoch))(keys))
         return apply_parameters(images, parameters, augment, mean, std)
 
     return augment_images
@@ -63,7 +62,7 @@ def make_device_augment(augment, mean, std):
 
 def make_epoch_key(seed, epoch, purpose=AUGMENT):
     """Returns the key of what an epoch draws for a purpose; 0 <= seed, epoch < 2**32; both may be traced."""
-    key = jax.random.key(seed, impl="threefry2x32")  # named, so that no JAX setting changes a run
+    key = jax.random.key(seed, impl="threefry2x32")  # whatever jax_default_prng_impl says
     return jax.random.fold_in(jax.random.fold_in(key, purpose), epoch)
 
 
@@ -102,7 +101,7 @@ def draw_parameters(key, augment) -> Parameters:
 def draw_more(key, augment) -> dict:
     """Draws what the host does not make: the last fields of Parameters, neutral where an image's own draw says no."""
     translate, cutout, jitter = augment["translate"], augment["cutout"], augment["color_jitter"]
-    keys, fires = jax.random.split(key, 3), jax.random.uniform(jax.random.fold_in(key, 1), (3,))
+    keys, fires = jax.random.split(key, 3), jax.random.uniform(jax.random.fold_in(key, 3), (3,))  # split is fold_in of 0 to 2
     more = {}
     if translate["p"] > 0:
         more["offset"] = jnp.where(fires[0] < translate["p"], draw_offset(keys[0], translate["padding"]), 0)
@@ -124,14 +123,13 @@ def apply_parameters(images, parameters: Parameters, augment, mean, std):
 
     def apply(image, p):
         pixels = _per_image(p)
-        flips = augment["horizontal_flip"]["p"] > 0 or augment["horizontal_flip"]["alternate"]
         if p.offset is not None:
             # Before the flip instead of after it: the offset's distribution is the same mirrored.
             image = image_ops.translate(image, *pixels["offset"].astype(jnp.int32))
         if augment["shift_scale_rotate"]["p"] > 0:
             # Rounded to whole levels because the host warps uint8.
             image = jnp.round(image_ops.warp(image, pixels["matrix"]))
-        elif flips:
+        elif augment["horizontal_flip"]["p"] > 0:
             image = jnp.where(pixels["flip"] > 0, image[:, ::-1], image)
         if p.jitter is not None:
             image = apply_jitter(image, pixels["jitter"])
@@ -176,13 +174,13 @@ def source_matrix(p: Parameters):
     return jnp.concatenate([rows, offset[:, None]], axis=1)
 
 
-def alternating_flip(key, epoch, p: float = 0.5):
-    """Whether to mirror an image in this epoch: a draw of probability p in even epochs, the opposite in odd ones: bool.
+def alternating_flip(key, epoch):
+    """Whether to mirror an image in this epoch: a fair draw in even epochs, the opposite in odd ones. Returns bool.
 
     key: of the image, the same in all epochs: every two epochs then show both sides of it (airbench,
     arXiv:2404.00498). epoch: int, may be traced.
     """
-    return jax.random.bernoulli(key, p) ^ (epoch % 2 == 1)
+    return jax.random.bernoulli(key) ^ (epoch % 2 == 1)
 
 
 def draw_offset(key, padding: int):

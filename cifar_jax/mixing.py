@@ -1,6 +1,7 @@
 """Mixup and CutMix of a batch: each image with the one before it in the batch, whose order is random already.
 
-Sources: mixup arXiv:1710.09412, CutMix arXiv:1905.04899; partners, box and share as in torchvision.transforms.v2.
+Sources: mixup arXiv:1710.09412, CutMix arXiv:1905.04899; partners and boxes as in torchvision.transforms.v2, but each image
+draws a share and a box of its own.
 """
 
 import jax

@@ -44,7 +44,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     with stopping.interruptible():
         dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
-    with _errors_of_writing(path), workdir.lock(path):
+    with errors_of_writing(path), workdir.lock(path):
         if result := _finished(path, config):  # another process may have been there while the data was loaded
             return result
         newest = find_newest(path / "checkpoints")
@@ -71,7 +71,8 @@ def _finished(path, config) -> dict | None:
 
 
 @contextlib.contextmanager
-def _errors_of_writing(path):
+def errors_of_writing(path):
+    """Turns an OSError of what is written below `path` into a RunError."""
     try:
         yield
     except BrokenPipeError:  # whoever read our output has left

@@ -51,7 +51,7 @@ def check(path: pathlib.Path, config) -> None:
     stored = read_json(path / "config.json")
     if stored is None:
         # A run that was killed at its very start has left no more than these.
-        if path.exists() and any(file.name not in (LOCK, "config.json.tmp") for file in path.iterdir()):
+        if path.exists() and any(name not in (LOCK, "config.json.tmp") for name in list_folder(path)):
             raise InputError(f"--workdir: got {path}, which holds files but no run; name a new or empty folder")
         return
     if stored.get("framework", "jax") != "jax":
@@ -64,6 +64,24 @@ def check(path: pathlib.Path, config) -> None:
         raise InputError(
             f"--workdir: {path} holds a run made with another config: {', '.join(differing)}; "
             "use the same values or another --workdir"
+        )
+
+
+def list_folder(path: pathlib.Path) -> list[str]:
+    """The names of what a folder holds, sorted; raises InputError where they may not be read."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        raise InputError(f"--workdir: got {path}, which cannot be read ({error.strerror}); name another") from error
+
+
+def check_data(path: pathlib.Path, data: str | None) -> None:
+    """Raises InputError where the workdir holds a run on other data than `data`, a dataset.fingerprint. Writes nothing."""
+    stored = read_json(path / "config.json")
+    if stored and stored.get("data", data) != data:
+        raise InputError(
+            f"--workdir: {path} holds a run on other data (got {str(data)[:8]}, expected {str(stored['data'])[:8]}, of its "
+            "images, labels and classes); use the same data or another --workdir"
         )
 
 
@@ -96,12 +114,8 @@ def create(path: pathlib.Path, config, data: str) -> None:
 
     data: dataset.fingerprint of the data to be trained on.
     """
+    check_data(path, data)
     stored = read_json(path / "config.json")
-    if stored and stored.get("data", data) != data:
-        raise InputError(
-            f"--workdir: {path} holds a run on other data (got {data[:8]}, expected {str(stored['data'])[:8]}, of its images, "
-            "labels and classes); use the same data or another --workdir"
-        )
     kernels = describe_kernels(config)
     begun = stored.get("kernels", kernels) if stored else kernels
     if begun != kernels:

@@ -132,12 +132,21 @@ def format_speed(reports: list[dict]) -> str:
 
 def format_fast(reports: list[dict]) -> str:
     """A Markdown table of the shortest trainings, from the latest report of each config and machine."""
-    latest = {(r["config"], r["machine"].split("; ")[0]): r for r in reports if r["benchmark"] == "speedrun"}
-    lines = ["| config | test accuracy | seconds | n | device |", "|---|---|---|---|---|"]
-    for (config, device), report in latest.items():
-        accuracy, seconds = (f"{report[key]['mean']:.2f} ± {report[key]['std']:.2f}" for key in ("accuracy", "seconds"))
-        lines.append(f"| {pathlib.Path(config).stem} | {accuracy} % | {seconds} | {report['n']} | {device} |")
+    latest = {}
+    for report in reports:
+        if report["benchmark"] == "speedrun" and report["split"] == "test":
+            device = f"{report['machine'].split('; ')[0]}; {report['kernels']}"
+            latest[report["name"], report["config"]["train"]["epochs"], report["config"]["model"]["dtype"], device] = report
+    lines = ["| config | epochs | test accuracy | seconds | n | device; kernels |", "|---|---|---|---|---|---|"]
+    for (name, epochs, dtype, device), report in latest.items():
+        accuracy, seconds = (_spread(report[key], digits) for key, digits in (("accuracy", 2), ("seconds", 1)))
+        lines.append(f"| {name}, {dtype} | {epochs} | {accuracy} % | {seconds} | {report['n']} | {device} |")
     return "\n".join(lines) + "\n"
+
+
+def _spread(summary: dict, digits: int) -> str:
+    std = "" if summary["std"] is None else f" ± {summary['std']:.{digits}f}"
+    return f"{summary['mean']:.{digits}f}{std}"
 
 
 def updated_readme(text: str, rows: list[dict], reports: list[dict]) -> str:

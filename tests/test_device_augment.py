@@ -222,6 +222,11 @@ def test_what_the_host_does_not_make_fires_with_its_probability_and_is_neutral_e
     strengths, middle = np.array((0.2, 0.2, 0.2, 0.5, 0.02)), np.array((1, 1, 1, 1, 0))
     for column, strength, center in zip(factors[~neutral].T, strengths, middle, strict=True):
         assert stats.kstest(column, stats.uniform(center - strength, 2 * strength).cdf).pvalue > P_VALUE
+    fired = np.stack([drawn.offset.any(1), (drawn.cutout < 28).all(1), ~neutral]).astype(float)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert_independent(fired[i], fired[j])
+    rows = drawn.cutout[(drawn.cutout < 28).all(1), 0]  # uniform also among those whose draw said yes
+    assert stats.chisquare(np.unique(rows, return_counts=True)[1]).pvalue > P_VALUE
     columns = numbers(draw(make_section(**{f"{name}__p": 1.0 for name in ("translate", "cutout", "color_jitter")}))).T
     for i in range(11, len(columns)):
         for j in range(i):
@@ -263,3 +268,5 @@ def test_images_are_flipped_in_every_other_epoch_and_half_of_them_in_the_first(i
     np.testing.assert_array_equal(shown[1], shown[0][:, :, ::-1])
     plain = (shown[0] == shown[0][0]).all((1, 2, 3)).sum()
     assert stats.binomtest(int(plain), 500, 0.5).pvalue > P_VALUE
+    other = np.asarray(jax.jit(augment)(image, indices, 3, 1))  # of another seed
+    assert stats.binomtest(int((other == shown[0]).all((1, 2, 3)).sum()), 500, 0.5).pvalue > P_VALUE

@@ -15,14 +15,17 @@ from cifar_jax import stopping
 from cifar_jax import train as train_module
 from cifar_jax.config import read_config
 from cifar_jax.data import shapes
-from cifar_jax.data.augment import normalize
+from cifar_jax.data.augment import MIX, normalize
 from cifar_jax.data.dataset import Split
+from cifar_jax.device_augment import make_device_augment, make_epoch_key
 from cifar_jax.epoch import Progress
 from cifar_jax.errors import RunError
 from cifar_jax.evaluate import evaluate, evaluate_files
 from cifar_jax.log import RunLog
+from cifar_jax.mixing import make_mix
 from cifar_jax.models import c1c2c3c40, create_model
 from cifar_jax.models.layers import conv, separable
+from cifar_jax.pipeline import make_batches
 from cifar_jax.resident import STEPS, Resident, make_count
 from cifar_jax.steps import make_eval_step
 from cifar_jax.weights import load_weights
@@ -114,6 +117,87 @@ def test_nothing_crosses_the_bus_amid_an_epoch(log):
 def empty_on_device(state):
     with jax.transfer_guard("allow"):
         return jax.block_until_ready(jax.tree.map(jnp.copy, {"seen": state["seen"], "at": jnp.zeros_like(state["at"])}))
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """Counts jax.device_get, and makes other ways of a number to the host fail, but for numpy's reading of the buffer. On a CPU
+    no transfer guard sees any of them."""
+    counted, array, get = [], type(jnp.zeros(1)), jax.device_get
+
+    def guard(name):
+        method = getattr(array, name)
+
+        def guarded(self, *args, **options):
+            assert counted and counted[-1] == "under way", f"{name} of a {self.shape}"
+            return method(self, *args, **options)
+
+        monkeypatch.setattr(array, name, guarded)
+
+    def device_get(tree):
+        counted.append("under way")
+        values = get(tree)
+        counted[-1] = "done"
+        return values
+
+    for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
+        guard(name)
+    monkeypatch.setattr(jax, "device_get", device_get)
+    return counted
+
+
+@pytest.mark.parametrize("fetch", [float, int, bool, lambda x: x.item(), lambda x: x.tolist()])
+def test_a_number_that_is_fetched_is_noticed(fetches, fetch):
+    x = jnp.ones(())
+    with pytest.raises(AssertionError, match=r"of a \(\)"):
+        fetch(x)
+    assert fetches == [] and jax.device_get(x) == 1 and fetches == ["done"]
+
+
+def test_numbers_are_fetched_once_an_epoch(log, fetches):
+    make_resident().train_epoch(empty(), 1, constant, log)
+    assert fetches == ["done"]
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (7, 3), (2**32 - 1, 2)])
+def test_each_image_comes_with_its_label_its_index_and_the_moment(log, seed, epoch):
+    def make_batch(images, labels, indices, seed, epoch, number):
+        when = jnp.stack([seed, epoch.astype(jnp.uint32), number.astype(jnp.uint32)])
+        return {"image": images[:, 0, 0, 0].astype(jnp.int32), "label": labels, "index": indices, "when": jnp.tile(when, (5, 1))}
+
+    def recording_step(state, batch):
+        at = 5 * state["steps"]
+        new = {name: jax.lax.dynamic_update_slice_in_dim(state[name], batch[name], at, 0) for name in batch}
+        sums = {"loss": jnp.float32(0), "correct": jnp.int32(0), "examples": jnp.int32(5)}
+        return new | {"steps": state["steps"] + 1}, sums
+
+    images = np.zeros((230, 32, 32, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(230)
+    resident = Resident(recording_step, make_batch, Split(images, np.arange(230) + 1000), batch_size=5)
+    state = {name: jnp.zeros(230, jnp.int32) for name in ("image", "label", "index")}
+    state |= {"when": jnp.zeros((230, 3), jnp.uint32), "steps": jnp.int32(0)}
+    state, _ = resident.train_epoch(state, epoch, constant, log, seed=seed)
+    assert sorted(state["image"].tolist()) == list(range(230))
+    np.testing.assert_array_equal(state["label"], state["image"] + 1000)
+    np.testing.assert_array_equal(state["index"], state["image"])
+    np.testing.assert_array_equal(state["when"], [(seed, epoch, i // 5) for i in range(230)])
+
+
+def test_a_batch_is_augmented_and_then_mixed_by_seed_epoch_and_number():
+    config = make_config("augment.cutmix.p=0.5", "augment.mixup.p=0.5", "augment.translate.p=1")
+    images, labels, indices = DATA.train.images[:6], jnp.asarray(DATA.train.labels[:6]), jnp.arange(6) + 20
+    make_batch = jax.jit(make_batches(config, DATA.mean, DATA.std))
+    augment, mix = make_device_augment(config.augment, DATA.mean, DATA.std), make_mix(config.augment, 10)
+    seen = set()
+    for when in ((3, 2, 1), (4, 2, 1), (3, 1, 1), (3, 2, 0)):
+        batch = make_batch(images, labels, indices, *when)
+        key = jax.random.fold_in(make_epoch_key(*when[:2], MIX), when[2])
+        expected = jax.jit(mix)({"image": jax.jit(augment)(images, indices, *when[:2]), "label": labels}, key)
+        for name in ("image", "label", "target"):
+            np.testing.assert_allclose(batch[name], expected[name], rtol=0, atol=2e-2)  # a level, over a deviation
+        np.testing.assert_allclose(batch["target"], expected["target"], rtol=0, atol=1e-6)
+        seen.add((np.asarray(batch["image"]).tobytes(), np.asarray(batch["target"]).tobytes()))
+    assert len(seen) == 4
 
 
 def test_one_program_serves_every_epoch(log):

@@ -71,6 +71,11 @@ def check_augment(augment) -> None:
             wrong = isinstance(value, bool) is not (kind is bool)
             if wrong or not isinstance(value, accepted) or not low <= value <= high:
                 raise InputError(f"augment.{section}.{key}: got {value!r}, expected {words}; change it in the config")
+    if augment["horizontal_flip"]["alternate"] and augment["horizontal_flip"]["p"] != 0.5:
+        raise InputError(
+            f"augment.horizontal_flip.p: got {augment['horizontal_flip']['p']} beside alternate, which mirrors each image every "
+            "other time, expected 0.5; set it so, or augment.horizontal_flip.alternate=false"
+        )
     if augment["mixup"]["p"] + augment["cutmix"]["p"] > 1:
         raise InputError(
             f"augment.mixup.p: got {augment['mixup']['p']} beside augment.cutmix.p of {augment['cutmix']['p']}, expected a sum "

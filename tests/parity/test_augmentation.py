@@ -79,7 +79,7 @@ def test_the_whole_transform_is_albumentations_within_a_grey_level(noise):
     difference = np.abs(got - expected)
     level = 1 / (255 * np.array(CIFAR10_STD))  # of each channel; gray's is an average of the three
     limit = np.where(parameters.gray[:, None, None, None], level.max(), level) + GRAY_ATOL
-    assert (difference <= limit).mean() >= 0.999
+    assert (difference <= limit).all()
     # A warp rounded the other way at a half is rare; where nothing was warped nothing may differ.
     assert (difference > GRAY_ATOL).mean() < 1e-3
     assert difference[~parameters.warp].max() <= GRAY_ATOL
