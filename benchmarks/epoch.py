@@ -23,6 +23,7 @@ import time
 
 from benchmarks import measure
 from cifar_jax import arguments
+from cifar_jax.data.augment import check_host
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.sources import load_dataset
 
@@ -136,6 +137,7 @@ def main(argv):
     flags, config = measure.parse(parser, argv)
     if flags.images < config.train.batch_size:
         parser.error(f"--images: got {flags.images}, expected at least a batch, {config.train.batch_size}")
+    check_host(config.augment)  # sides are compared on transforms that all of them make
     if flags.only:
         train, evaluate = SIDES[flags.only](config, flags.images)
         train()

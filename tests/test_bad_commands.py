@@ -12,6 +12,7 @@ from benchmarks import measure
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
+FAST = str(ROOT / "configs" / "fast.py")
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "measure"))
 PLAIN = ("damage", "kill", "speedrun")  # those that time no sides in turn
 
@@ -83,6 +84,7 @@ def test_flags_of_every_timed_benchmark(benchmark_refused, name, argv, said):
         ("epoch", ["--images", "many"], "--images: got 'many', expected a whole number, 1 or more"),
         ("epoch", ["--config", SMOKE, "--images", "63"], "--images: got 63, expected at least a batch, 64"),
         ("epoch", ["--images"], "--images: got no value"),
+        ("epoch", ["--config", FAST], "augment.translate.p: got 1.0 for Albumentations, expected 0.0"),
         ("epoch", ["--only", "mine"], "--only: got 'mine', expected one of "),
         ("epoch", ["--only"], "--only: got no value"),
         ("train_step", ["--compile=x"], "--compile: got the value 'x', expected none"),

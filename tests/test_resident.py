@@ -27,6 +27,7 @@ from cifar_jax.models import c1c2c3c40, create_model
 from cifar_jax.models.layers import conv, separable
 from cifar_jax.pipeline import make_batches
 from cifar_jax.resident import STEPS, Resident, make_count
+from cifar_jax.state import final_variables
 from cifar_jax.steps import make_eval_step
 from cifar_jax.weights import load_weights
 
@@ -294,3 +295,18 @@ def test_a_run_that_is_stopped_amid_an_epoch_ends_in_the_same_bytes(tmp_path, mo
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert (result["correct"], result["train_loss"]) == (whole["correct"], whole["train_loss"])
     assert evaluate_files(str(tmp_path / "run"), None, [])["correct"] == whole["correct"]
+
+
+def test_half_precision_trains_float32_weights_by_a_float32_loss(tmp_path, monkeypatch):
+    monkeypatch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
+    monkeypatch.setattr(train_module, "load_dataset", lambda source, directory: DATA)
+    kept = []
+    monkeypatch.setattr(train_module, "final_variables", lambda state: kept.append(state) or final_variables(state))
+    result = train_module.train(make_config("model.dtype=bfloat16", "ema.decay=0.9"), tmp_path / "run")
+    state = kept[-1]
+    floats = jax.tree.leaves(
+        (state.params, state.batch_stats, state.ema, [x for x in jax.tree.leaves(state.opt_state) if x.ndim])
+    )
+    assert floats and {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}
+    # A loss of bfloat16 would have eight bits: the sum over 230 images, each near 2.3, would stand still or be coarse.
+    assert result["train_loss"] * 230 % 0.5 != 0 and 0 < result["train_loss"] < 4
