@@ -1,8 +1,8 @@
 """The shortest training to 85 % of the test images: variant `early`, images augmented on the device, one-cycle SGD.
 
 Command: python run.py --config configs/fast.py
-      python -m benchmarks.speedrun --runs 5, which leaves compilation (31 s) and evaluation between epochs out of the time
-Cost: 2 CPU cores (AMD EPYC): 263 ± 12 s, 4.4 minutes, native kernels, n = 5. One GPU: not measured.
+      python -m benchmarks.speedrun --runs 5, which leaves compilation (26 s) and evaluation between epochs out of the time
+Cost: 2 CPU cores (AMD EPYC): 261 ± 8 s, 4.4 minutes, native kernels, n = 5. One GPU: not measured.
 Score: 85.35 ± 0.18 % of the test images, final epoch, seeds 0 to 4.
 """
 
