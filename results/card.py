@@ -101,6 +101,8 @@ def format_card(name: str, weights, measured: dict) -> str:
         "parameters; bytes in float32": f"{cost.parameters:,}; {cost.weight_bytes:,}",
         "multiply-accumulates an image": f"{cost.macs:,}",
         "receptive field": f"{cost.receptive_field} pixels",
+        "input": "32 x 32 RGB; uint8 / 255, minus mean, over std (both in the metadata of the file)",
+        "output": "logits of ten classes, in the order of the metadata",
         "data": f"CIFAR-10, 50,000 training images{held_out}",
         "recipe": "; ".join(recipe),
         "seed": f"{config.seed}: fixed before training, not chosen among several",
