@@ -8,8 +8,8 @@ trains one such epoch and evaluates the test set: the largest sum, over it and i
 sizes (shared pages counted once), sampled five times a second.
 
 Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, torch 2.13.0+cpu,
-base, 3,840 images, 1 worker, medians of n = 7: host 2.79 s (1,376 images/s), device 2.33 s, PyTorch 4.48 s; PyTorch's time over the
-host's 1.60, the host's over the device's 1.18. Peak memory 1,346 and 1,048 against 1,071 MB. GPU: not measured.
+base, 3,840 images, 1 worker, medians of n = 7: host 2.79 s (1,376 images/s), device 2.33 s, PyTorch 4.48 s; PyTorch's time
+over the host's 1.60, the host's over the device's 1.18. Peak memory 1,346 and 1,048 against 1,071 MB. GPU: not measured.
 """
 
 import contextlib
