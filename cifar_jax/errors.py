@@ -6,7 +6,11 @@ Either is printed by run.py as one line, without a traceback.
 
 def one_line(error: Exception) -> str:
     """The message with what would break the line, such as a line feed in the name of a file, written as an escape."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+    return _escape(str(error))
+
+
+def _escape(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 MOST_CHARACTERS = 2**14  # of what is usual the longest: a path of 4096 bytes, some times
@@ -23,7 +27,7 @@ class InputError(Exception):
         text = super().__str__()
         if len(text) > MOST_CHARACTERS:
             text = f"{text[: MOST_CHARACTERS // 2]} … {text[-MOST_CHARACTERS // 2 :]}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return _escape(text)
 
 
 class RunError(Exception):

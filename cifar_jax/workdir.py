@@ -75,14 +75,17 @@ def list_folder(path: pathlib.Path) -> list[str]:
         raise InputError(f"--workdir: got {path}, which cannot be read ({error.strerror}); name another") from error
 
 
-def check_data(path: pathlib.Path, data: str | None) -> None:
-    """Raises InputError where the workdir holds a run on other data than `data`, a dataset.fingerprint. Writes nothing."""
+def check_data(path: pathlib.Path, data: str | None) -> dict | None:
+    """Returns what config.json holds, or None; raises InputError where that run is on other data than `data`, a
+    dataset.fingerprint. Writes nothing.
+    """
     stored = read_json(path / "config.json")
     if stored and stored.get("data", data) != data:
         raise InputError(
             f"--workdir: {path} holds a run on other data (got {str(data)[:8]}, expected {str(stored['data'])[:8]}, of its "
             "images, labels and classes); use the same data or another --workdir"
         )
+    return stored
 
 
 def check_device() -> None:
@@ -114,8 +117,7 @@ def create(path: pathlib.Path, config, data: str) -> None:
 
     data: dataset.fingerprint of the data to be trained on.
     """
-    check_data(path, data)
-    stored = read_json(path / "config.json")
+    stored = check_data(path, data)
     kernels = describe_kernels(config)
     begun = stored.get("kernels", kernels) if stored else kernels
     if begun != kernels:
