@@ -166,7 +166,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     stopping.ignore()  # the interpreter takes its time to end, and would let a signal kill it with another exit code
     drop_output()
-    if code > 128:  # stopped amid anything: the interpreter's own end would pull XLA's threads down with a crash
+    if code:  # amid anything: the interpreter's own end would wait for other processes of the run, or crash in XLA's threads
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
