@@ -65,11 +65,12 @@ def show(text: str) -> None:
 
 
 def train(flags, overrides):
-    from cifar_jax import config, train, workdir
+    from cifar_jax import config, processes, train, workdir
 
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
-    show(workdir.format_result(result, directory))
+    if processes.is_first():
+        show(workdir.format_result(result, directory))
 
 
 def sweep(flags, overrides):

@@ -4,6 +4,7 @@ does it; one process needs none of it, and then nothing here changes anything.
 Process 0 alone reads and writes the workdir and logs; what it finds there the others are told.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cifar_jax.errors import InputError
+from cifar_jax.errors import InputError, RunError
 
 HEARTBEAT_SECONDS = 10  # a process that has been silent for so long is taken for dead, and the others end
 JOIN_SECONDS = 300
@@ -59,6 +60,24 @@ def join(parallel) -> None:
         raise InputError(
             f"parallel: the processes of the run have not met ({reason}); start all of them with the same coordinator, or set "
             "parallel.num_processes=1 for this one alone"
+        ) from error
+
+
+@contextlib.contextmanager
+def ends_of_others():
+    """Turns the error of an exchange that another process has broken off into a RunError.
+
+    Where JAX's own watch over the processes notices first, it ends this process, in its words.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"another process of the run has ended or cannot be reached ({reason}); its output says why; start all of them again "
+            "to resume"
         ) from error
 
 

@@ -50,6 +50,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     kept, held_out = split_training(dataset, config)
     processes.check_same("data", data := fingerprint(dataset))
     with contextlib.ExitStack() as opened:
+        opened.enter_context(processes.ends_of_others())
         checkpoints = None  # but in the first process
 
         def open_workdir():

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -21,8 +22,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
 OPTIONS = [
     "model.widths=(4,5,6,7)",
-    "train.batch_size=100",
-    "train.epochs=2",
+    "train.batch_size=500",
+    "train.epochs=3",
     "log.tensorboard=false",
     "checkpoint.every_seconds=0.3",
 ]
@@ -67,11 +68,17 @@ class Group:
             for child in self.children:
                 child.kill()
 
-    def until_saved(self):
-        """Waits for a checkpoint."""
-        while not list(self.workdir.glob("checkpoints/*/manifest.sha256")):
+    def until(self, holds):
+        while not holds():
             assert all(child.poll() is None for child in self.children), self.read("err-0") + self.read("err-1")
             time.sleep(0.05)
+
+    def until_saved(self):
+        self.until(self.last_saved)
+
+    def last_saved(self):
+        """The step of the newest checkpoint that is whole, or 0."""
+        return max((int(path.parent.name) for path in self.workdir.glob("checkpoints/*/manifest.sha256")), default=0)
 
     def read(self, name):
         return (self.folder / name).read_text()
@@ -90,42 +97,43 @@ def alone(tmp_path_factory):
 
 
 def same_numbers(rows, expected):
-    # As in test_mesh.py, over a hundred steps: rounding has grown. The first epoch says more than the second.
-    np.testing.assert_allclose(rows[0], expected[0], rtol=0.02)
+    # The loss of the first epoch's ten steps, in float32; what is counted after them may differ by an image.
+    np.testing.assert_allclose(rows[0][0], expected[0][0], rtol=1e-3)
+    assert len(rows) == len(expected) and rows[0][-1] == expected[0][-1]
 
 
 def test_two_processes_train_to_the_numbers_of_one_and_only_the_first_writes(alone):
     group = Group(alone.folder.parent / "two")
     assert group.wait() == [0, 0], group.read("err-0") + group.read("err-1")
     same_numbers(group.rows(), alone.rows())
-    assert "4 cpu devices in 2 processes, 25 images of a batch each" in group.read("out-0")
-    assert group.read("out-1") == ""
+    assert "4 cpu devices in 2 processes, 125 images of a batch each" in group.read("out-0")
+    assert all(line.startswith("[Gloo]") for line in group.read("out-1").splitlines())  # the transport's own
     assert not (group.folder / "none").exists()
     assert (group.workdir / "result.json").exists()
 
 
-def test_killed_one_of_two_ends_the_other_and_one_process_resumes(alone):
-    group = Group(alone.folder.parent / "killed", "train.epochs=40")
-    group.until_saved()
-    group.children[1].kill()
+def test_killed_or_stopped_one_of_two_ends_the_other_and_the_run_goes_on_on_any_devices(alone):
+    folder = alone.folder.parent / "interrupted"
+    killed = Group(folder)
+    killed.until_saved()
+    killed.children[1].kill()
     began = time.monotonic()
-    codes = group.wait(60)
+    codes = killed.wait(60)
     assert time.monotonic() - began < 30
     assert codes[1] == -signal.SIGKILL and codes[0] != 0
-    assert "another" in group.read("err-0")
+    assert re.search("another (process|task)", killed.read("err-0"))
+    first = killed.last_saved()
 
+    stopped = Group(folder)
+    stopped.until(lambda: stopped.last_saved() > first)
+    stopped.children[1].send_signal(signal.SIGTERM)
+    assert stopped.wait(60) == [143, 143], stopped.read("err-0") + stopped.read("err-1")
+    assert "resuming" in stopped.read("out-0")
 
-def test_a_signal_to_one_saves_and_ends_both_and_they_go_on_as_one_process(alone):
-    """What was begun on four devices of two processes is restored by one device."""
-    folder = alone.folder.parent / "stopped"
-    group = Group(folder, "train.epochs=2", "log.progress=lines")
-    group.until_saved()
-    group.children[1].send_signal(signal.SIGTERM)
-    assert group.wait(60) == [143, 143], group.read("err-0") + group.read("err-1")
-    saved = max(int(path.name) for path in (group.workdir / "checkpoints").iterdir())
+    # One process on one device restores what four devices of two processes saved, each only a part of a batch theirs.
     resumed = Group(folder, number=1, devices=1)
     assert resumed.wait() == [0], resumed.read("err-0")
-    assert "resuming" in resumed.read("out-0") and saved > 0
+    assert "resuming" in resumed.read("out-0")
     same_numbers(resumed.rows(), alone.rows())
 
 
