@@ -10,8 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import scaling
 from cifar_jax import mesh
+from cifar_jax.budget import summarize
+from cifar_jax.config import read_config
 from cifar_jax.errors import InputError
+from cifar_jax.models import describe
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUMBERS = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "eval_examples")
@@ -90,3 +94,19 @@ def test_each_process_has_rows_of_its_own_in_their_order(monkeypatch):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         rows += range(12)[mesh.own_rows(12)]
     assert rows == list(range(12))
+
+
+@pytest.mark.parametrize("variant", ["strided", "dilated"])
+def test_what_a_step_exchanges_is_what_its_program_does(variant):
+    """The formula of the cost model, against the all-reduces of the compiled step."""
+    flags = ["model.widths=(4,5,6,7)", "model.kernels=xla", "train.batch_size=4", f"model.variant={variant}"]
+    config = read_config(str(ROOT / "configs" / "base.py"), [f"--config.{flag}" for flag in flags])
+    step, state, batch = scaling.make_step(config, mesh.make_mesh(2, 4))
+    found = scaling.all_reduces(step.lower(state, batch).compile().as_text())
+    assert found == scaling.exchanged(describe(config.model), summarize(config.model).parameters)
+
+
+def test_the_model_of_many_devices():
+    """Two exchanges of a megabyte at 1 GB/s among 8 devices, each hop 1 ms: 2 x 2 x 3 ms, and 2 x 7/8 ms."""
+    assert scaling.model(8, 0.1, 2, 10**6, 0.001, 1e9) == pytest.approx(0.1 / (0.1 + 0.012 + 0.00175))
+    assert scaling.model(1, 0.1, 2, 10**6, 0.001, 1e9) == 1.0
