@@ -48,8 +48,8 @@ def join(parallel) -> None:
         address = count = index = None  # JAX asks the cluster
     elif not (":" in address and 0 <= index < count):
         raise InputError(
-            f"parallel: got coordinator {address!r}, num_processes {count}, process_id {index}, expected HOST:PORT of process 0, "
-            "how many there are, and which this is, from 0 on; give all three"
+            f"parallel.coordinator, parallel.num_processes, parallel.process_id: got {address!r}, {count}, {index}, expected "
+            "HOST:PORT of process 0, how many there are, and which this is, from 0 on; give all three"
         )
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from stopping.py
     seconds = {"initialization_timeout": JOIN_SECONDS, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
