@@ -15,6 +15,7 @@ from cifar_jax.checkpoint import Checkpoints, find_newest
 from cifar_jax.config import check_config, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
+from cifar_jax.device import check_device
 from cifar_jax.epoch import Progress, check_finite
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.log import RunLog
@@ -40,7 +41,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     if result := _finished(path, config):
         return result
     workdir.check_writable(path)
-    workdir.check_device()
+    check_device()
     with stopping.interruptible():
         dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)

@@ -18,7 +18,7 @@ LAYOUT = "expected train/<class>/*.png|jpg|… and test/<class>/… in it"
 def read_image_folder(directory: str | os.PathLike) -> Dataset:
     """Returns the images below `directory`, resized to 32×32 RGB, with the sorted folder names as classes.
 
-    Aspect ratios are not kept, alpha is dropped, grey is repeated. Mean and std are those of the training images.
+    Aspect ratios are not kept; for colours see decode.decode_image. Mean and std are those of the training images.
     InputError: no such folder, no images, a file that is not an image, test classes other than the training classes.
     """
     root = pathlib.Path(os.path.expanduser(directory))
