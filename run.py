@@ -53,7 +53,9 @@ def make_parser() -> arguments.Parser:
         top={"type": arguments.whole(1), "default": 3, "metavar": "N", "help": "how many classes to show; default 3"},
         json=as_json,
     )
-    predict.add_argument("images", nargs="+", type=arguments.path, metavar="IMAGE", help="an image, or a folder, with all below it")
+    predict.add_argument(
+        "images", nargs="+", type=arguments.path, metavar="IMAGE", help="an image, or a folder, with all below it"
+    )
     verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
 

@@ -29,10 +29,10 @@ class Classifier:
     >>> import cifar_jax
     >>> from cifar_jax.data.shapes import make_shapes
     >>> model = cifar_jax.load("base")
-    >>> images = make_shapes(1, 20).test.images
+    >>> images = make_shapes(1, 12).test.images
     >>> probabilities = model.predict(images)
     >>> probabilities.shape, probabilities.dtype, len(model.classes)
-    ((20, 10), dtype('float32'), 10)
+    ((12, 10), dtype('float32'), 10)
     >>> bool(abs(probabilities.sum(1) - 1).max() < 1e-5)
     True
     >>> model.parameters, model.receptive_field

@@ -14,7 +14,7 @@ import numpy as np
 
 from cifar_jax import stopping
 from cifar_jax.classifier import BATCH_SIZES, Classifier
-from cifar_jax.data.folder import SUFFIXES, read_image
+from cifar_jax.data.folder import SUFFIXES, check_file, read_image
 from cifar_jax.data.loader import Prefetch
 from cifar_jax.errors import InputError, escape
 
@@ -26,13 +26,15 @@ log = logging.getLogger("cifar_jax")
 def find_images(names: list[str]) -> list[tuple[str, bool]]:
     """Returns (path, named) of each file named and of the image files in each folder named, sorted, hidden ones left out.
 
-    InputError: what does not exist, a folder without images. Warns of files in a folder that are called otherwise.
+    InputError: what does not exist or is no file named as images are, a folder without images. Warns of other files in a
+    folder.
     """
     found = []
     for name in names:
         if os.path.isdir(name):
             found += [(path, False) for path in _list_images(name)]
         elif os.path.exists(name):
+            check_file(name)
             found.append((name, True))
         else:
             raise InputError(f"IMAGE: got {name}, which does not exist, expected image files (*.{KINDS}) or folders; name those")
@@ -55,7 +57,9 @@ def _list_images(folder: str) -> list[str]:
     if not images:
         raise InputError(f"IMAGE: got {folder}, a folder without images, expected some *.{KINDS} in it; name another")
     if others:
-        log.warning("passed over in %s: %d files not named *.%s, such as %s", escape(folder), len(others), KINDS, escape(min(others)))
+        log.warning(
+            "passed over in %s: %d files not named *.%s, such as %s", escape(folder), len(others), KINDS, escape(min(others))
+        )
     return sorted(images)
 
 
