@@ -1,11 +1,13 @@
 """Bad input to `predict`: one line on stderr, exit code 2, nothing printed and nothing written."""
 
-import pathlib
+import types
 
 import cv2
 import numpy as np
 import pytest
 from test_cli_bad_paths import MADE, MISSING, ids
+
+import cifar_jax
 
 PNG = cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
 
@@ -23,7 +25,8 @@ PNG = cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
         ({"d/a.png": b"text", "d/b.png": b"text"}, ["d"], "IMAGE: got no file that is an image"),
     ],
 )
-def test_files_that_are_no_images(refused, tmp_path, files, named, said):
+def test_files_that_are_no_images(refused, tmp_path, monkeypatch, files, named, said):
+    monkeypatch.setattr(cifar_jax, "load", lambda name: types.SimpleNamespace(classes=("a", "b")))  # it comes to no prediction
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -55,5 +58,5 @@ def test_what_is_no_file_as_an_image(refused, tmp_path, name):
     ],
 )
 def test_arguments(refused, tmp_path, argv, said):
-    pathlib.Path(tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "a.png").write_bytes(PNG)
     assert f"error: {said}" in refused("predict", *argv)
