@@ -1,13 +1,13 @@
 """Image files and folders through a trained network: found first, then read and computed in batches, a row an image.
 
-Only paths are held for all images; what is decoded is at most two batches, at 32×32.
+What is held for all images is text, their paths and where asked for the JSON of their rows; decoded are at most two batches.
 """
 
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -63,23 +63,23 @@ def _list_images(folder: str) -> list[str]:
     return sorted(images)
 
 
-def predict_files(model: Classifier, found: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, np.ndarray]]:
+def predict_files(model: Classifier, found: list[tuple[str, bool]]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (path, probabilities of the classes) of each image of find_images, in order.
 
     InputError: a file that was named and is no image, or no image at all. Warns of such files in a folder.
     """
-    found, none = list(found), True
+    empty = True
     chunks = (found[i : i + BATCH_SIZE] for i in range(0, len(found), BATCH_SIZE))
     pool = ThreadPoolExecutor(os.cpu_count() or 1)  # the decoders let go of the interpreter lock
     try:
         for chunk in Prefetch(chunks, lambda chunk: [(*item, pool.submit(read_image, item[0])) for item in chunk]):
             if read := list(_drop_unreadable(chunk)):
-                none = False
+                empty = False
                 paths, images = zip(*read, strict=True)
                 yield from zip(paths, model.predict(np.stack(images)), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
-    if none:
+    if empty:
         raise InputError(f"IMAGE: got no file that is an image, expected at least one; name whole *.{KINDS} files")
 
 
@@ -115,7 +115,7 @@ def format_rows(rows, model: Classifier, found, top: int) -> Iterator[str]:
 def to_json(rows, model: Classifier, weights: str, top: int) -> str:
     """One JSON object of all rows. images_per_second: decoding and computing, compilation included."""
     began = time.perf_counter()
-    images = []  # as text, which is a fifth of the memory
+    images = []  # as text, which takes less memory than what it says
     for path, probabilities in rows:
         best = [{"class": name, "probability": value} for name, value in top_classes(probabilities, model.classes, top)]
         images.append(json.dumps({"path": path, "top": best}))
