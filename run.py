@@ -43,6 +43,13 @@ def make_parser() -> arguments.Parser:
         weights=file | {"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
         json=as_json,
     )
+    verb(
+        "export",
+        "write a trained network for other programs: ONNX, ONNX in int8, or StableHLO",
+        weights=file | {"required": True, "metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
+        output=file | {"required": True, "metavar": "MODEL.onnx", "help": "MODEL.onnx, MODEL.int8.onnx or MODEL.stablehlo"},
+        json=as_json,
+    )
     verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
 
@@ -105,6 +112,13 @@ def evaluate(flags, overrides):
     show(json.dumps(result) if flags.json else workdir.format_counts(result))
 
 
+def export(flags, overrides):
+    from cifar_jax import export
+
+    report = export.export(flags.weights, flags.output, overrides)
+    show(json.dumps(report) if flags.json else export.format_report(report))
+
+
 def data(flags, overrides):
     from cifar_jax import config
     from cifar_jax.data.sources import load_dataset
@@ -136,7 +150,7 @@ def main(argv: list[str]) -> int:
     try:
         stopping.listen()
         flags, overrides = parse(argv)
-        verbs = {"train": train, "sweep": sweep, "summary": summary, "evaluate": evaluate, "data": data}
+        verbs = {"train": train, "sweep": sweep, "summary": summary, "evaluate": evaluate, "export": export, "data": data}
         verbs[flags.verb](flags, overrides)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
