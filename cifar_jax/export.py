@@ -36,7 +36,7 @@ NUM_DRAWN = 64  # images on which a float file is compared with JAX
 # Of the largest logit. Sums in another order differ by about 1e-6, a changed formula by far more.
 TOLERANCE = 1e-4
 NUM_COMPARED = 1000  # training images on which an int8 file is compared
-LEAST_AGREEMENT = 0.95  # of their classes
+LEAST_AGREEMENT = 0.9  # of their classes; 0.98 where a network is well trained
 
 
 def export(name: str, output: str, overrides: list[str]) -> dict:
@@ -47,7 +47,7 @@ def export(name: str, output: str, overrides: list[str]) -> dict:
     written; then there is no new file, and one that was there is as it was.
     """
     path, suffix = _check_output(output)
-    _check_packages(suffix)
+    check_packages(suffix)
     if overrides and suffix != INT8:
         raise InputError(f"{overrides[0]}: got an override, expected none for {suffix}; leave it out")
     weights = _load(name)
@@ -72,7 +72,8 @@ def format_report(report: dict) -> str:
     if report["format"] == INT8[1:]:
         compared = f"{100 * report['agreement']:.1f} % of {report['images']} training images get the class that JAX gives them"
     else:
-        compared = f"largest difference of a logit from JAX's {report['max_difference']:.1e}, of {report['tolerance']:.1e} allowed"
+        difference, allowed = report["max_difference"], report["tolerance"]
+        compared = f"largest difference of a logit from JAX's {difference:.1e}, of {allowed:.1e} allowed"
     return f"{report['output']}: {report['parameters']:,} parameters in {report['bytes']:,} bytes; {compared}"
 
 
@@ -96,11 +97,14 @@ def _check_output(output: str) -> tuple[pathlib.Path, str]:
         with tempfile.TemporaryFile(dir=path.parent):  # a read-only mount answers yes to os.access for root
             pass
     except OSError as error:
-        raise InputError(f"--output: got {output}, but {path.parent} cannot be written ({error.strerror}); name another") from error
+        raise InputError(
+            f"--output: got {output}, but {path.parent} cannot be written ({error.strerror}); name another"
+        ) from error
     return path, suffix
 
 
-def _check_packages(suffix: str) -> None:
+def check_packages(suffix: str) -> None:
+    """Raises InputError where a package is missing that a file of this suffix needs."""
     for package in PACKAGES[suffix]:
         if importlib.util.find_spec(package) is None:
             remedy = "start run.py of a clone of the repository" if package == "baselines" else 'pip install -e ".[export]"'
