@@ -56,6 +56,13 @@ def make_parser() -> arguments.Parser:
     predict.add_argument(
         "images", nargs="+", type=arguments.path, metavar="IMAGE", help="an image, or a folder, with all below it"
     )
+    verb(
+        "export",
+        "write a trained network for other programs: ONNX, ONNX in int8, or StableHLO",
+        weights=weights | {"required": True},
+        output=file | {"required": True, "metavar": "MODEL.onnx", "help": "MODEL.onnx, MODEL.int8.onnx or MODEL.stablehlo"},
+        json=as_json,
+    )
     verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
 
@@ -136,6 +143,13 @@ def predict(flags, overrides):
         show(line)
 
 
+def export(flags, overrides):
+    from cifar_jax import export
+
+    report = export.export(flags.weights, flags.output, overrides)
+    show(json.dumps(report) if flags.json else export.format_report(report))
+
+
 def data(flags, overrides):
     from cifar_jax import config
     from cifar_jax.data.sources import load_dataset
@@ -167,7 +181,15 @@ def main(argv: list[str]) -> int:
     try:
         stopping.listen()
         flags, overrides = parse(argv)
-        verbs = {"train": train, "sweep": sweep, "summary": summary, "evaluate": evaluate, "predict": predict, "data": data}
+        verbs = {
+            "train": train,
+            "sweep": sweep,
+            "summary": summary,
+            "evaluate": evaluate,
+            "predict": predict,
+            "export": export,
+            "data": data,
+        }
         verbs[flags.verb](flags, overrides)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -15,6 +15,7 @@ NEEDED = {
     "summary": ["--config", SMOKE],
     "evaluate": ["--weights", "base"],
     "predict": ["nosuch.png", "--weights", "base"],
+    "export": ["--weights", "base", "--output", "x.onnx"],
     "data": [],
 }
 PARSERS = next(action for action in run.make_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
