@@ -43,6 +43,11 @@ def make_parser() -> arguments.Parser:
         weights=file | {"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
         json=as_json,
     )
+    verb(
+        "report",
+        "write report.html: goals, curves, mistakes, calibration, receptive field of a finished run",
+        workdir=folder | {"action": "append", "required": True, "help": "the folder of a finished run; again: runs to compare"},
+    )
     verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
 
@@ -105,6 +110,12 @@ def evaluate(flags, overrides):
     show(json.dumps(result) if flags.json else workdir.format_counts(result))
 
 
+def report(flags, overrides):
+    from cifar_jax.report import write
+
+    show(write.write_report(flags.workdir, overrides))
+
+
 def data(flags, overrides):
     from cifar_jax import config
     from cifar_jax.data.sources import load_dataset
@@ -136,7 +147,7 @@ def main(argv: list[str]) -> int:
     try:
         stopping.listen()
         flags, overrides = parse(argv)
-        verbs = {"train": train, "sweep": sweep, "summary": summary, "evaluate": evaluate, "data": data}
+        verbs = {"train": train, "sweep": sweep, "summary": summary, "evaluate": evaluate, "report": report, "data": data}
         verbs[flags.verb](flags, overrides)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

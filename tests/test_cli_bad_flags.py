@@ -14,6 +14,7 @@ NEEDED = {
     "sweep": ["--config", SMOKE, "--seeds", "0"],
     "summary": ["--config", SMOKE],
     "evaluate": ["--weights", "base"],
+    "report": ["--workdir", "nosuch"],
     "data": [],
 }
 PARSERS = next(action for action in run.make_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
