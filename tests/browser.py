@@ -78,17 +78,12 @@ def open_page(program):
     """A Page of a browser of its own, which is ended with the block."""
     (to_child, ours_out), (ours_in, from_child) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-
-        def place():  # the protocol's pipe is the descriptors 3 and 4
-            first, second = os.dup(to_child), os.dup(from_child)
-            os.dup2(first, 3)
-            os.dup2(second, 4)
-
+        command = [program, *FLAGS, f"--user-data-dir={profile}"]
+        # The protocol's pipe is the descriptors 3 and 4, which the shell makes of its 0 and 1.
         child = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={profile}"],
-            preexec_fn=place,
-            close_fds=False,
-            stdout=subprocess.DEVNULL,
+            ["/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", *command],
+            stdin=to_child,
+            stdout=from_child,
             stderr=subprocess.DEVNULL,
         )
         os.close(to_child)

@@ -25,7 +25,7 @@ from cifar_jax.data.dataset import Split
 from cifar_jax.models import c1c2c3c40, create_model
 from cifar_jax.models.layers import conv, separable
 from cifar_jax.report import data as data_module
-from cifar_jax.report import figures, network, write
+from cifar_jax.report import figures, network, network_sections, run_sections, write
 from cifar_jax.report.page import make_page
 from cifar_jax.report.runs import read_course_log, read_runs
 from cifar_jax.scores import expected_calibration_error
@@ -217,7 +217,8 @@ def test_names_from_strangers_are_text(page):
     assert "<title>Report of run &lt;&amp;&gt;</title>" in page
 
 
-def test_names_that_the_font_lacks_are_numbers_in_figures():
+def test_names_that_the_font_lacks_are_numbers_in_figures(page):
+    assert page.count("Classes have the numbers of the table of classes") == 2
     assert figures.short_names(HOSTILE) == [str(i) for i in range(10)]
     assert figures.short_names(["cat", "$x$", "a" * 20]) == ["cat", "$x$", "a" * 13 + "…"]
 
@@ -237,47 +238,61 @@ def test_the_page_needs_nothing_else_and_can_be_read_aloud(page):
     assert {attributes["href"][1:] for tag, attributes in reader.tags if tag == "a"} <= set(ids)
 
 
-def test_the_course_log_counts_its_training_images(reported):
+def test_the_course_log_counts_its_training_images(reported, page):
     path, found = reported
     log = read_course_log()
     assert len(log) == 90 and {row["images"] for row in log} == {50_000} and log[-1]["correct"] == 43_237
-    runs = read_runs([str(path)])
-    page, pictures = make_page(runs, dataclasses.replace(found, cifar10=True))
+    (of_run,) = read_runs([str(path)])
+    parts, pictures = run_sections.curves_section(of_run, dataclasses.replace(found, cifar10=True))
     assert "course-log" in [picture.name for picture in pictures]
-    assert "50,000 training images (43,237 of 50,000 at the end) and is no test result" in page
-    page, pictures = make_page(runs, found)
-    assert "course-log" not in [picture.name for picture in pictures] and "is left out: this run is on other data" in page
+    assert "50,000 training images (43,237 of 50,000 at the end) and is no test result" in parts[0]
+    assert "The course log is of CIFAR-10 and is left out" in page and not (path / "figures" / "course-log.png").exists()
 
 
 @pytest.mark.parametrize("count", [2, 25, 26, 100])
-def test_other_numbers_of_classes(reported, count):
-    path, found = reported
-    changes = {
-        "classes": tuple(f"class {c}" for c in range(count)),
-        "class_correct": np.arange(count) % 5,
-        "class_images": np.full(count, 5),
-        "confusion": np.full((count, count), 7) if count <= 25 else None,
-        "confusions": [(0, 1, 7)],
-        "mistakes": [],
-        "right_maps": [],
-        "wrong_maps": [],
-    }
-    page, pictures = make_page(read_runs([str(path)]), dataclasses.replace(found, **changes))
-    names = [picture.name for picture in pictures]
-    assert ("confusion" in names) == (count <= 25)
-    assert (f"{count} classes are more than the 25 that can be read" in page) == (count > 25)
-    assert ("; the 40 worst of 100." in page) == (count == 100)
-    assert all(["class 0", "0", "0 of 5", "0.00 %"] in Reader(text).rows for text in [page])
-    assert "every test image is answered right" in page
+def test_other_numbers_of_classes(reported, result, count):
+    found = dataclasses.replace(
+        reported[1],
+        classes=tuple(f"class {c}" for c in range(count)),
+        class_correct=np.arange(count) % 5,
+        class_images=np.full(count, 5),
+        confusion=np.full((count, count), 7) if count <= 25 else None,
+        confusions=[(0, 1, 7)],
+    )
+    (_, classes), [bars] = network_sections.classes_section(result, found)
+    assert ["class 0", "0", "0 of 5", "0.00 %"] in Reader(classes).rows
+    assert ("; the 40 worst of 100." in classes) == (count == 100)
+    assert size(bars)[1] < 1500
+    parts, pictures = network_sections.confusion_section(found)
+    assert (f"{count} classes are more than the 25 that can be read" in parts[0]) == (count > 25)
+    assert len(pictures) == (count <= 25) and all(min(size(picture)) >= 55 * count for picture in pictures)
+    assert ["class 0", "class 1", "7"] in Reader("".join(parts)).rows
 
 
-def test_several_runs_are_compared_in_the_folder_of_the_first(reported, tmp_path, monkeypatch, result, capsys):
+def size(picture):
+    height, width, _ = cv2.imdecode(np.frombuffer(picture.png, np.uint8), cv2.IMREAD_COLOR).shape
+    return width, height
+
+
+def test_a_run_without_mistakes_says_so(reported):
+    perfect = dataclasses.replace(reported[1], mistakes=[], wrong_maps=[], right_maps=[])
+    assert "every test image is answered right" in network_sections.mistakes_section(perfect)[0][0]
+    assert network_sections.maps_section(perfect)[0].count("<p>There are none.</p>") == 2
+
+
+def test_a_count_that_differs_from_the_results_is_said(reported, result):
+    parts, _ = network_sections.classes_section(result | {"correct": result["correct"] + 1}, reported[1])
+    assert f"Counted again for this report: {result['correct']} right, not {result['correct'] + 1}" in parts[0]
+
+
+def test_several_runs_are_compared_in_the_folder_of_the_first(reported, tmp_path, monkeypatch, result):
     path, found = reported
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         shutil.copytree(path, folder, ignore=shutil.ignore_patterns("report.html", "figures", "checkpoints"))
     monkeypatch.setattr(write, "find", lambda *_: found)
-    assert write.write_report([str(first), str(second)], []).startswith(str(first / "report.html"))
+    said = write.write_report([str(first), str(second)], [])
+    assert said.startswith(f"{first / 'report.html'}, and its ")
     page = (first / "report.html").read_text()
     rows = [row for row in Reader(page).rows if row[0] in ("1", "2") and len(row) == 11]
     assert [row[1] for row in rows] == [str(first), str(second)]
@@ -359,12 +374,13 @@ def test_a_folder_that_cannot_be_written_is_refused(refused, copied, monkeypatch
     assert "run cannot be written (Read-only file system)" in refused("report", "--workdir", "run")
 
 
-def test_a_full_disk_leaves_the_report_before_whole(copied, monkeypatch, reported, capsys):
+def test_a_full_disk_leaves_the_report_before_whole(copied, monkeypatch, capsys):
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     before = (copied / "report.html").read_bytes()
-    monkeypatch.setattr(write, "find", lambda *_: reported[1])
+    monkeypatch.setattr(write, "find", lambda *_: None)
+    monkeypatch.setattr(write, "make_page", lambda *_: ("new", [figures.Picture("one", b"", 1)]))
     monkeypatch.setattr(write, "replace_file", full)
     assert run.main(["report", "--workdir", str(copied)]) == 1
     err = capsys.readouterr().err

@@ -145,12 +145,17 @@ def draw_runs_by_time(figure, runs):
     _draw_runs(figure, runs, "minutes", lambda run: np.cumsum([row["seconds"] for row in run.rows]) / 60)
 
 
-def short_names(classes) -> list[str]:
-    """Names of classes that fit an axis: cut at 14 characters, or numbers where the font lacks a letter of any of them."""
+def has_letters_of(classes) -> bool:
+    """Whether the font of the figures has every letter of these names."""
     font = FT2Font(findfont("DejaVu Sans")).get_charmap()
+    return all(ord(letter) in font for name in classes for letter in escape(name))
+
+
+def short_names(classes) -> list[str]:
+    """Names of classes that fit an axis: cut at 14 characters, or the classes' numbers where the font lacks a letter of any."""
+    if not has_letters_of(classes):
+        return [str(number) for number in range(len(classes))]
     names = [escape(name) for name in classes]
-    if any(ord(letter) not in font for name in names for letter in name):
-        return [str(number) for number in range(len(names))]
     return [name if len(name) <= 14 else f"{name[:13]}…" for name in names]
 
 

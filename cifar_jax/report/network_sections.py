@@ -26,6 +26,7 @@ def classes_section(result, findings):
         f"worst {classes[worst]} with {percent(correct[worst] / images[worst])}"
     )
     caption = "Accuracy of each class" + (f"; the {MOST_BARS} worst of {len(classes)}." if len(present) > MOST_BARS else ".")
+    caption += _numbered(classes)
     title = "Classes, the best first" + (f"; the {MOST_ROWS} worst of {len(rows)}" if len(rows) > MOST_ROWS else "")
     shown = table(title, ["class", "number", "right", "accuracy"], rows[-MOST_ROWS:], {1, 2, 3})
     note = ""
@@ -33,6 +34,12 @@ def classes_section(result, findings):
         counted = f"Counted again for this report: {findings.correct} right, not {result['correct']}"
         note = paragraph(f"{counted}; devices and kernels round differently.")
     return [note, side_by_side([figure(picture, alt, caption), shown])], [picture]
+
+
+def _numbered(classes) -> str:
+    return (
+        "" if figures.has_letters_of(classes) else " Classes have the numbers of the table of classes: the font lacks a letter."
+    )
 
 
 def confusion_section(findings):
@@ -49,7 +56,8 @@ def confusion_section(findings):
         label, predicted, count = pairs[0]
         alt += f"; most often {classes[label]} is taken for {classes[predicted]}, {count} times"
     caption = "Test images by true class (rows) and predicted class (columns); the darker, the larger a share of its row."
-    shown = figure(picture, alt, caption, wide=picture.width > figures.WIDTH * 96)
+    caption += _numbered(classes)
+    shown = figure(picture, alt, caption, wide=picture.width > round(figures.WIDTH * 96))
     return [side_by_side([shown, often])], [picture]
 
 
