@@ -380,7 +380,7 @@ def test_a_full_disk_leaves_the_report_before_whole(copied, monkeypatch, capsys)
 
     before = (copied / "report.html").read_bytes()
     monkeypatch.setattr(write, "find", lambda *_: None)
-    monkeypatch.setattr(write, "make_page", lambda *_: ("new", [figures.Picture("one", b"", 1)]))
+    monkeypatch.setattr("cifar_jax.report.page.make_page", lambda *_: ("new", [figures.Picture("one", b"", 1)]))
     monkeypatch.setattr(write, "replace_file", full)
     assert run.main(["report", "--workdir", str(copied)]) == 1
     err = capsys.readouterr().err

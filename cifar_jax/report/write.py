@@ -6,7 +6,6 @@ from cifar_jax.errors import InputError
 from cifar_jax.evaluate import load_trained
 from cifar_jax.files import replace_file
 from cifar_jax.report.data import find
-from cifar_jax.report.page import make_page
 from cifar_jax.report.runs import read_runs
 from cifar_jax.train import errors_of_writing
 
@@ -28,6 +27,8 @@ def write_report(directories: list[str], overrides: list[str]) -> str:
         raise InputError(f"--workdir: got {path}, in which {REPORT} is a folder, expected a file or nothing; move it away")
     trained = load_trained(directories[0], None, overrides)
     workdir.check_data(path, fingerprint(trained.dataset))
+    from cifar_jax.report.page import make_page  # importing Matplotlib writes its cache of fonts, which bad input must not
+
     text, pictures = make_page(runs, find(runs[0], trained))
     with errors_of_writing(path):
         (path / FIGURES).mkdir(exist_ok=True)
