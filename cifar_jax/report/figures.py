@@ -160,9 +160,9 @@ def short_names(classes) -> list[str]:
 
 
 @draw("classes", None)
-def draw_classes(figure, classes, correct, images):
-    """Accuracy of each class, the worst below; of more than MOST_BARS the worst ones."""
-    shown = [c for c in np.argsort(correct / np.maximum(images, 1), kind="stable") if images[c]][:MOST_BARS]
+def draw_classes(figure, classes, correct, images, order):
+    """Accuracy of the classes `order`, the last of them below; of more than MOST_BARS the last ones."""
+    shown = order[: -MOST_BARS - 1 : -1]
     figure.set_size_inches(WIDTH, 0.8 + 0.2 * len(shown))
     axes = figure.subplots()
     values = 100 * correct[shown] / images[shown]
@@ -233,17 +233,20 @@ def draw_samples(figure, originals, samples):
 
 @draw("receptive-field", 2.55)
 def draw_field(figure, field: Field):
-    """Two panels, each an image with the theoretical square: as it is, and with the effective field in its place."""
-    for axes, title in zip(figure.subplots(1, 2), ("the image, and the square", "the effective field"), strict=True):
-        low, high = field.centre - (field.side - 1) / 2 - 0.5, field.centre + (field.side - 1) / 2 + 0.5
-        if title.startswith("the image"):
-            axes.imshow(field.image)
-        else:
-            axes.imshow(field.effective / max(field.effective.max(), 1e-30), cmap="magma", vmin=0, vmax=1)
+    """Two panels: the image with the theoretical square around it, and the effective field on the image, enlarged."""
+    around, within = figure.subplots(1, 2)
+    low, high = field.centre - field.side / 2, field.centre + field.side / 2
+    effective = field.effective / max(field.effective.max(), 1e-30)
+    grey = np.repeat(field.image.mean(-1, keepdims=True) / 255, 3, -1)
+    around.imshow(field.image)
+    within.imshow(0.35 * grey + 0.65 * matplotlib.colormaps["inferno"](effective)[..., :3])
+    edges = -0.5, IMAGE_SIZE - 0.5
+    for axes, limits, title in (
+        (around, (min(low, edges[0]) - 2, max(high, edges[1]) + 2), "theoretical"),
+        (within, edges, "effective"),
+    ):
         axes.add_patch(Rectangle((low, low), high - low, high - low, fill=False, edgecolor=COLOURS[1], linestyle="--"))
-        axes.plot(field.centre, field.centre, "+", color="white", markeredgecolor=COLOURS[5], markersize=7)
-        margin = 2
-        limits = min(low, -0.5) - margin, max(high, IMAGE_SIZE - 0.5) + margin
+        axes.plot(field.centre, field.centre, "+", color=COLOURS[5], markersize=7)
         axes.set(xlim=limits, ylim=limits[::-1], title=title, aspect="equal")
         axes.set_axis_off()
 

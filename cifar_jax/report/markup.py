@@ -35,8 +35,9 @@ def table(caption: str, head: list[str], rows: list[list], numbers: set[int]) ->
         "<tr>" + "".join(cell("td", i, v) if i else cell("th", i, v, ' scope="row"') for i, v in enumerate(row)) + "</tr>\n"
         for row in rows
     )
+    kind = "scroll many" if len(head) > 6 else "scroll"
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(caption)}"><table><caption>{text(caption)}</caption>\n'
+        f'<div class="{kind}" role="region" tabindex="0" aria-label="{text(caption)}"><table><caption>{text(caption)}</caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
     )
 

@@ -18,8 +18,8 @@ def classes_section(result, findings):
         [classes[c], c, f"{correct[c]} of {images[c]}", percent(correct[c] / images[c]) if images[c] else "no images"]
         for c in order
     ]
-    picture = figures.draw_classes(classes, correct, images)
     present = [c for c in order if images[c]]
+    picture = figures.draw_classes(classes, correct, images, present)
     best, worst = present[0], present[-1]
     alt = (
         f"Accuracy of each class: best {classes[best]} with {percent(correct[best] / images[best])}, "
@@ -120,7 +120,9 @@ def field_section(field):
         f"An image with the square of the theoretical receptive field, {field.side} pixels wide, and the effective field, of "
         f"which {percent(near)} lies within 8 pixels of the centre"
     )
-    caption = "Left: the first test image; right: the effective field, bright where a pixel moves the unit most."
+    caption = (
+        "Left: the first test image in the square; right: the effective field on it, bright where a pixel moves the unit most."
+    )
     return [paragraph(sentence), figure(picture, alt, caption)], [picture]
 
 
@@ -136,8 +138,8 @@ def kernels_section(findings):
 def maps_section(findings):
     sentence = (
         "Pooling and a linear output are one sum over the positions of the last map: each square shows exactly what every "
-        "position adds to a class's logit, spread over the image. Bright speaks for the class, dark against it; an image's maps "
-        "are on one scale."
+        "position adds to a class's logit, spread over the image: bright speaks for the class, dark against it. Beside an image "
+        "lies the map of the predicted class, then, where that is wrong, the map of the true one on the same scale."
     )
     parts, pictures = [paragraph(sentence)], []
     for title, found in (("Right answers", findings.right_maps), ("Wrong answers", findings.wrong_maps)):

@@ -136,7 +136,7 @@ def run_section(run):
         "network": f"{run.config.model.name}, variant {run.config.model.variant}, widths {tuple(run.config.model.widths)}",
         "epochs": f"{result['epochs']} in {format_duration(result['train_seconds'])}",
         "seed": result["seed"],
-        "data": result.get("data_source", "not recorded"),
+        "data": f"from {result.get('data_source', run.config.data.source)}{', verified' * bool(result.get('data_verified'))}",
         "device": result["device"],
         "kernels": result.get("kernels", result.get("framework", "not recorded")),
         "test loss": f"{result['loss']:.4f}",
