@@ -70,11 +70,12 @@ def show(text: str) -> None:
 
 
 def train(flags, overrides):
-    from cifar_jax import config, train, workdir
+    from cifar_jax import config, processes, train, workdir
 
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
-    show(workdir.format_result(result, directory))
+    if processes.is_first():
+        show(workdir.format_result(result, directory))
 
 
 def sweep(flags, overrides):
@@ -177,7 +178,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     stopping.ignore()  # the interpreter takes its time to end, and would let a signal kill it with another exit code
     drop_output()
-    if code > 128:  # stopped amid anything: the interpreter's own end would pull XLA's threads down with a crash
+    if code:  # amid anything: the interpreter's own end would wait for other processes of the run, or crash in XLA's threads
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

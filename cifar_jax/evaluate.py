@@ -13,6 +13,7 @@ from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.data.loader import Prefetch, eval_batches
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError
+from cifar_jax.mesh import make_put, own_rows, round_up
 from cifar_jax.models import create_model
 from cifar_jax.steps import make_eval_step
 from cifar_jax.weights import Weights, check_variables, load_weights
@@ -20,13 +21,14 @@ from cifar_jax.weights import Weights, check_variables, load_weights
 BATCH_SIZE = 500  # divides CIFAR-10's 10,000 and 5,000; the size changes no result, only speed
 
 
-def evaluate(eval_step, variables, split: Split, mean, std, *, check=lambda: None) -> dict:
+def evaluate(eval_step, variables, split: Split, mean, std, *, mesh=None, check=lambda: None) -> dict:
     """Returns loss, accuracy, correct, examples, and class_accuracy (a list of fractions, None for an absent class).
 
-    eval_step: a compiled steps.make_eval_step; check: called before each batch. Every image counts exactly once.
+    eval_step: a compiled steps.make_eval_step, split over `mesh` where there is one; check: called before each batch. Every
+    image counts exactly once.
     """
-    sums = None
-    for batch in Prefetch(eval_batches(split, mean, std, BATCH_SIZE), jax.device_put):
+    sums, size = None, round_up(BATCH_SIZE, mesh)
+    for batch in Prefetch(eval_batches(split, mean, std, size, own_rows(size)), make_put(mesh)):
         check()
         batch_sums = eval_step(variables, batch)
         sums = batch_sums if sums is None else metrics.add(sums, batch_sums)

@@ -12,7 +12,7 @@ import jax
 
 from cifar_jax import budget
 from cifar_jax.checkpoint import may_differ
-from cifar_jax.config import differing_keys, flatten, from_json, to_json
+from cifar_jax.config import ANYWHERE, differing_keys, flatten, from_json, to_json
 from cifar_jax.errors import InputError
 from cifar_jax.jsonfile import damaged, read_json, write_json
 from cifar_jax.log import format_duration
@@ -170,9 +170,9 @@ def read_finished(directory: str) -> dict:
 
 
 def portable(config: dict) -> dict:
-    """The config without what depends on the machine: where the data lies and how many processes read it."""
+    """The config without what depends on the machine: where the data lies, how many processes read it, which ones train."""
     data = config["data"] | {"dir": "", "workers": 0}
-    return config | {"data": data}
+    return config | {"data": data, "parallel": ANYWHERE}
 
 
 def describe_device() -> str:
@@ -222,9 +222,16 @@ def evaluation_result(config, classes, split: str, counts: dict, parameters: int
 
 def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[dict]) -> dict:
     """Writes result.json, the mark of a finished run, and returns its content."""
+    result = make_result(config, dataset, counts, rows)
+    write_json(path / "result.json", result)
+    return result
+
+
+def make_result(config, dataset, counts: dict, rows: list[dict]) -> dict:
+    """What result.json holds; rows: those of metrics.jsonl."""
     summary = budget.summarize(config.model)
     seconds = sum(row["seconds"] for row in rows)
-    result = evaluation_result(config, dataset.classes, "test", counts, summary.parameters, seconds) | {
+    return evaluation_result(config, dataset.classes, "test", counts, summary.parameters, seconds) | {
         "receptive_field": summary.receptive_field,
         "train_loss": rows[-1]["train_loss"],
         "train_accuracy": rows[-1]["train_accuracy"],
@@ -232,8 +239,6 @@ def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[d
         "data_verified": dataset.verified,
         "kernels": describe_kernels(config),
     }
-    write_json(path / "result.json", result)
-    return result
 
 
 def format_result(result: dict, path: pathlib.Path | str) -> str:

@@ -44,6 +44,7 @@ def get_config():
     config.ema = ConfigDict({"decay": 0.0})
     config.train = ConfigDict({"batch_size": 128, "epochs": 16, "label_smoothing": 0.1})
     config.checkpoint = ConfigDict({"every_epochs": 1, "every_seconds": 60.0})
+    config.parallel = ConfigDict({"devices": 0, "coordinator": "", "num_processes": 0, "process_id": -1})
     config.log = ConfigDict({"progress": "auto", "tensorboard": True})
     config.budget = ConfigDict({"parameters": 100_000, "receptive_field": 44})
     return config

@@ -54,7 +54,7 @@ def test_what_changes_no_result_may_differ_on_resume(tmp_path, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "data.num_validation=10", "data.source=auto", "ema.decay=0.5", "augment.to_gray.p=0", "train.epochs=6"],
+    ["seed=1", "data.num_validation=10", "data.source=auto", "ema.decay=0.5", "augment.to_gray.p=0", "train.epochs=7"],
 )
 def test_what_changes_a_result_may_not(tmp_path, override):
     workdir.create(tmp_path / "run", read_config(SMOKE, []), "data")
