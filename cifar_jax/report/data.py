@@ -23,7 +23,7 @@ NUM_GRADIENTS = 256  # images over which the effective receptive field is averag
 
 
 class Answer(NamedTuple):
-    """One test image and what the network said. index: in the test set; maps: what its positions add to a logit, see Maps."""
+    """One test image and what the network said. index: in the test set; image: uint8, (32, 32, 3)."""
 
     index: int
     image: np.ndarray
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """Class-activation maps of an answer, float32 (32, 32): for the predicted class, and for the true one if that is another.
+    """Class-activation maps of an answer, float32 (32, 32): of the predicted class, and of the true one if that is another.
 
     logits: of the same classes.
     """
@@ -57,8 +57,10 @@ class Field(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What is found of a run on its test set. confusion: (label, predicted), None above MOST_IN_MATRIX classes; confusions:
-    the most frequent (label, predicted, images); samples: {"host", "device"}, see network.augmented.
+    """What is found of a run, most of it on its test set.
+
+    cifar10: whether that is CIFAR-10's; confusion: see scores, None above MOST_IN_MATRIX classes; confusions: the most frequent
+    (label, predicted class, images); originals, samples: see network.augmented; kernels: see network.first_kernels.
     """
 
     classes: tuple[str, ...]

@@ -57,14 +57,14 @@ class Picture(NamedTuple):
     width: int
 
 
-def draw(name: str, height: float, width: float = WIDTH):
-    """Makes draw_axes(figure, ...) a function (...) -> Picture of that name; sizes in inches, or None where it sets them."""
+def draw(name: str, height: float = 1.0):
+    """Makes draw_axes(figure, ...) a function (...) -> Picture of that name; height: in inches, unless draw_axes sets it."""
 
     def wrap(draw_axes):
         @functools.wraps(draw_axes)
         def drawn(*arguments):
             with matplotlib.style.context(["default", STYLE]):
-                figure = Figure(figsize=(width, height))
+                figure = Figure(figsize=(WIDTH, height))
                 draw_axes(figure, *arguments)
                 file = io.BytesIO()
                 figure.savefig(file, format="png", metadata={"Software": None})
@@ -159,7 +159,7 @@ def short_names(classes) -> list[str]:
     return [name if len(name) <= 14 else f"{name[:13]}…" for name in names]
 
 
-@draw("classes", None)
+@draw("classes")
 def draw_classes(figure, classes, correct, images, order):
     """Accuracy of the classes `order`, the last of them below; of more than MOST_BARS the last ones."""
     shown = order[: -MOST_BARS - 1 : -1]
@@ -176,18 +176,19 @@ def draw_classes(figure, classes, correct, images, order):
     axes.grid(axis="y", visible=False)
 
 
-@draw("confusion", None)
+@draw("confusion")
 def draw_confusion(figure, classes, matrix):
     """Counts by true (rows) and predicted class; shades by the share of a row, its root, so that the small ones show."""
     side = max(WIDTH, 1 + 0.36 * len(classes))
     figure.set_size_inches(side, side)
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = min(max(65 / len(classes), 6.5), 11)
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
         if count:
             ink = "white" if shares[row, column] > 0.4 else INK
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=6.5, color=ink)
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=ink)
     names = short_names(classes)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
@@ -217,7 +218,7 @@ def _show(axes, image):
     axes.set_axis_off()
 
 
-@draw("augmentation", None)
+@draw("augmentation")
 def draw_samples(figure, originals, samples):
     """Rows of images; columns: the original, what the host made of it in each epoch, what the device made."""
     blocks = [("original", originals[:, None]), ("host", samples["host"]), ("device", samples["device"])]
@@ -251,7 +252,7 @@ def draw_field(figure, field: Field):
         axes.set_axis_off()
 
 
-@draw("first-layer", None)
+@draw("first-layer")
 def draw_kernels(figure, kernels):
     columns = 8
     rows = -(-len(kernels) // columns)

@@ -138,8 +138,9 @@ def kernels_section(findings):
 def maps_section(findings):
     sentence = (
         "Pooling and a linear output are one sum over the positions of the last map: each square shows exactly what every "
-        "position adds to a class's logit, spread over the image: bright speaks for the class, dark against it. Beside an image "
-        "lies the map of the predicted class, then, where that is wrong, the map of the true one on the same scale."
+        "position adds to a class's logit, bright for the class and dark against it. A position stands at the centre of its "
+        "field; between centres values are interpolated, beyond the outermost held. Beside an image lies the map of the "
+        "predicted class, then, where that is wrong, the map of the true one on the same scale."
     )
     parts, pictures = [paragraph(sentence)], []
     for title, found in (("Right answers", findings.right_maps), ("Wrong answers", findings.wrong_maps)):
