@@ -5,12 +5,12 @@ Either is printed by run.py as one line, without a traceback.
 
 
 def one_line(error: Exception) -> str:
-    """The message as one line, see escape."""
+    """The message, escaped."""
     return escape(str(error))
 
 
 def escape(text: str) -> str:
-    """The text with what would break a line or steer a terminal, such as a line feed in a file's name, written as an escape."""
+    """A stranger's text, such as the name of a file or a class, without what would break a line or steer a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -4,19 +4,18 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from cifar_jax import metrics, stopping, workdir
 from cifar_jax.budget import summarize
+from cifar_jax.classifier import check_stored, load_network
 from cifar_jax.config import check_config, with_overrides
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.data.loader import Prefetch, eval_batches
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError
 from cifar_jax.mesh import make_put, own_rows, round_up
-from cifar_jax.models import create_model
 from cifar_jax.steps import make_eval_step
-from cifar_jax.weights import Weights, check_variables, load_weights
+from cifar_jax.weights import Weights
 
 BATCH_SIZE = 500  # divides CIFAR-10's 10,000 and 5,000; the size changes no result, only speed
 
@@ -42,13 +41,6 @@ def to_counts(sums: dict) -> dict:
     return metrics.summarize(sums) | {"class_accuracy": class_accuracy}
 
 
-def _check_stored(config, path) -> None:
-    try:
-        check_config(config)
-    except InputError as error:
-        raise InputError(f"{path}: got an invalid config in it ({error}); expected what training wrote; name another") from error
-
-
 class Trained(NamedTuple):
     """A trained network with its data. weights: weights.Weights; config: theirs, with where the data lies on this machine."""
 
@@ -72,20 +64,15 @@ def load_trained(directory: str | None, weights: str | None, overrides: list[str
                 f"{override}: the config of trained weights is a fact, expected only --config.data.dir and --config.data.source; "
                 "leave it out"
             )
-    found = load_weights(weights or str(pathlib.Path(directory, "weights.safetensors")))
-    _check_stored(found.config, found.path)
+    found, model = load_network(weights or str(pathlib.Path(directory, "weights.safetensors")))
     if directory:  # a run's folder knows where its data lay; a weights file, made to be shared, does not
         stored = workdir.read_config(pathlib.Path(directory))
-        _check_stored(stored, directory)
+        check_stored(stored, directory)
         overrides = [f"--config.data.dir={stored.data.dir}", *overrides]
     else:  # nor may a stranger's choose what is read here
         overrides = ["--config.data.dir=", *overrides]
     config = with_overrides(found.config, overrides)
     check_config(config)
-    workdir.check_device()
-    model = create_model(config.model)
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-    check_variables(found.variables, expected, found.path)
     with stopping.interruptible():
         dataset = load_dataset(config.data.source, config.data.dir)
     if dataset.classes != found.classes:

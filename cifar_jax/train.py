@@ -15,6 +15,7 @@ from cifar_jax.checkpoint import Checkpoints, find_newest, may_differ
 from cifar_jax.config import check_config, differing_keys, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
+from cifar_jax.device import check_device
 from cifar_jax.epoch import Progress, check_finite
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.log import RunLog
@@ -43,7 +44,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     _check_same_config(config)
     if result := processes.from_first(functools.partial(_begin, path, config)):
         return result
-    workdir.check_device()
+    check_device()
     mesh = make_mesh(config.parallel.devices, config.train.batch_size)
     with stopping.interruptible():
         dataset = load_dataset(config.data.source, config.data.dir)

@@ -3,11 +3,13 @@
 import json
 import pathlib
 
+import jax
 import pytest
 
 from cifar_jax import workdir
 from cifar_jax.checkpoint import may_differ
 from cifar_jax.config import read_config, to_json
+from cifar_jax.device import check_device
 from cifar_jax.errors import InputError
 
 SMOKE = str(pathlib.Path(__file__).parent.parent / "configs" / "smoke.py")
@@ -103,9 +105,9 @@ def test_no_device_is_bad_input(monkeypatch):
     def devices():
         raise RuntimeError("no cuda\nhere")
 
-    monkeypatch.setattr(workdir.jax, "devices", devices)
+    monkeypatch.setattr(jax, "devices", devices)
     with pytest.raises(InputError, match="no device .RuntimeError: no cuda here."):
-        workdir.check_device()
+        check_device()
 
 
 @pytest.mark.parametrize(("key", "free"), [("log.progress", True), ("logger", False), ("data.dir", True), ("data.direct", False)])
