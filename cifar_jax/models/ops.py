@@ -61,7 +61,9 @@ def conv_dense(x, kernel, *, stride=1, dilation=1, padding=0):
 
 def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0):
     """k x k convolution of each channel by itself. kernel: (k, k, 1, c)."""
-    if kernel.shape[0] >= _LARGE and jax.default_backend() != "cpu":
+    if kernel.shape[0] < _LARGE:
+        return _depthwise(x, kernel[:, :, 0], stride, dilation, padding)
+    if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -71,7 +73,7 @@ def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
         )
-    return _depthwise(x, kernel[:, :, 0], stride, dilation, padding)
+    return _depthwise_large(x, kernel[:, :, 0], stride, dilation, padding)
 
 
 def average(x, size: int):
@@ -185,3 +187,5 @@ def _kernel_grad_by_rows(x, grad, k, dilation, padding):
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+# Written out, a large kernel is hundreds of operations: they are traced once for all layers of a shape.
+_depthwise_large = jax.jit(_depthwise, static_argnums=(2, 3, 4))
