@@ -1,4 +1,4 @@
-"""Layers without batch statistics: their formulas, and a network of them through the steps and a whole run."""
+"""Layers without batch statistics: formulas, steps, and weights in a file; tests/test_train.py trains a network of them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_jax import train as train_module
-from cifar_jax.data import shapes
-from cifar_jax.evaluate import evaluate_files
+from cifar_jax.config import read_config, to_json
 from cifar_jax.models import c1c2c3c40, create_model, gated, why_not_native
 from cifar_jax.models.c1c2c3c40 import Network
 from cifar_jax.models.layers import conv_ln, gate
-from cifar_jax.state import create_state
-from cifar_jax.steps import make_train_step
-from cifar_jax.weights import load_weights
-from tests.test_resident import make_config, signalled_once
-
-DATA = shapes.make_shapes(230, 45)
+from cifar_jax.state import create_state, final_variables
+from cifar_jax.steps import make_eval_step, make_train_step
+from cifar_jax.weights import check_variables, load_weights, save_weights
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 5, 48, 82])
@@ -66,7 +61,7 @@ def test_there_are_no_native_kernels_for_it(model_config):
 
 def test_a_step_on_two_devices_is_that_of_one():
     """Each half of a batch by itself, under the name of an axis: gradients are averaged, and nothing else is shared."""
-    tx, layers = optax.sgd(0.1), (conv_ln("c1_conv", 4), gate("t1", 5))
+    tx, layers = optax.sgd(0.1), (gate("t1", 5),)
     rng = np.random.default_rng(0)
     batch = {"image": rng.standard_normal((4, 8, 8, 3), np.float32), "label": np.int32([0, 1, 2, 1])}
     halves = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), batch)
@@ -81,24 +76,19 @@ def test_a_step_on_two_devices_is_that_of_one():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[half], rtol=1e-5, atol=1e-6), (one, sums), (two, shared))  # noqa: B023
 
 
-def shallow(w1, w2, w3, w4):
-    return (conv_ln("c1_conv", w1), gate("t1", w1))
-
-
-def test_a_run_by_adamw_learns_is_stopped_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setitem(c1c2c3c40.VARIANTS, "gated", shallow)
-    for name in ("cifar_jax.train", "cifar_jax.evaluate"):
-        monkeypatch.setattr(f"{name}.load_dataset", lambda source, directory: DATA)
-    recipe = ["model.variant=gated", "ema.decay=0.9", "augment.mixup.p=0.5", "augment.mixup.ramp=1"]
-    recipe += ["optim.name=adamw", "optim.nesterov=false", "schedule.learning_rate=0.02", "schedule.final_fraction=0.1"]
-    config = make_config(*recipe)
-    whole = train_module.train(config, tmp_path / "whole")
-    with signalled_once(monkeypatch), pytest.raises(train_module.stopping.Stopped):
-        train_module.train(config, tmp_path / "run")
-    result = train_module.train(config, tmp_path / "run")
-    one, other = (load_weights(str(tmp_path / name / "weights.safetensors")).variables for name in ("whole", "run"))
-    assert one.keys() == {"params"}
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert (result["correct"], result["train_loss"]) == (whole["correct"], whole["train_loss"])
-    assert evaluate_files(str(tmp_path / "run"), None, [])["correct"] == whole["correct"]
-    assert result["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(one))
+def test_weights_without_statistics_are_written_read_and_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setitem(c1c2c3c40.VARIANTS, "gated", lambda *widths: (conv_ln("c1_conv", 4), gate("t3", 8)))
+    config = read_config("configs/smoke.py", ["--config.model.variant=gated", "--config.model.widths=(4,4,8,8)"])
+    model = create_model(config.model)
+    state = create_state(model, optax.sgd(0.1), 0, with_ema=False)
+    facts = {"config": to_json(config), "classes": tuple("abcdefghij"), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    save_weights(tmp_path / "w.safetensors", final_variables(state), **facts, train_seconds=1.0)
+    variables = load_weights(str(tmp_path / "w.safetensors")).variables
+    assert variables.keys() == {"params"}
+    check_variables(variables, {"params": state.params}, "")
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.standard_normal((4, 32, 32, 3), np.float32), "label": np.arange(4), "mask": np.ones(4, np.float32)}
+    eval_step = jax.jit(make_eval_step(model))
+    sums = eval_step(variables, batch)
+    assert sums["examples"] == 4
+    jax.tree.map(np.testing.assert_array_equal, sums, eval_step(final_variables(state), batch))
