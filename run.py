@@ -18,10 +18,11 @@ def make_parser() -> arguments.Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     override = "and any --config.key=value"
 
-    def verb(name, help_, **flags):
-        sub = verbs.add_parser(name, help=help_, description=f"{help_} ({override})", allow_abbrev=False)
+    def verb(name, help_, note=override, **flags):
+        sub = verbs.add_parser(name, help=help_, description=f"{help_} ({note})", allow_abbrev=False)
         for flag, options in flags.items():
             sub.add_argument(f"--{flag}", **options)
+        return sub
 
     file = {"type": arguments.path, "metavar": "FILE", "help": "a config file, such as configs/base.py"}
     as_json = {"action": "store_true", "help": "print one JSON object"}
@@ -36,12 +37,36 @@ def make_parser() -> arguments.Parser:
         json=as_json,
     )
     verb("summary", "layers, parameters, MACs, receptive field", config=file | {"required": True}, json=as_json)
+    weights = file | {"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"}
     verb(
         "evaluate",
         "count the test images that a trained network gets right",
         workdir=folder | {"help": "the folder of a finished run"},
-        weights=file | {"metavar": "NAME|FILE", "help": "a committed name, such as base, or a weights file"},
+        weights=weights,
         json=as_json,
+    )
+    predict = verb(
+        "predict",
+        "say which classes images are of",
+        note="PNG, JPEG, WebP or BMP files of any size, and folders of them",
+        weights=weights | {"required": True},
+        top={"type": arguments.whole(1), "default": 3, "metavar": "N", "help": "how many classes to show; default 3"},
+        json=as_json,
+    )
+    predict.add_argument(
+        "images", nargs="+", type=arguments.path, metavar="IMAGE", help="an image, or a folder, with all below it"
+    )
+    verb(
+        "export",
+        "write a trained network for other programs: ONNX, ONNX in int8, or StableHLO",
+        weights=weights | {"required": True},
+        output=file | {"required": True, "metavar": "MODEL.onnx", "help": "MODEL.onnx, MODEL.int8.onnx or MODEL.stablehlo"},
+        json=as_json,
+    )
+    verb(
+        "report",
+        "write report.html: goals, curves, mistakes, calibration, receptive field of a finished run",
+        workdir=folder | {"action": "append", "required": True, "help": "the folder of a finished run; again: runs to compare"},
     )
     verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
@@ -65,11 +90,12 @@ def show(text: str) -> None:
 
 
 def train(flags, overrides):
-    from cifar_jax import config, train, workdir
+    from cifar_jax import config, processes, train, workdir
 
     directory = flags.workdir or f"runs/{pathlib.Path(flags.config).stem}"
     result = train.train(config.read_config(flags.config, overrides), directory)
-    show(workdir.format_result(result, directory))
+    if processes.is_first():
+        show(workdir.format_result(result, directory))
 
 
 def sweep(flags, overrides):
@@ -105,6 +131,36 @@ def evaluate(flags, overrides):
     show(json.dumps(result) if flags.json else workdir.format_counts(result))
 
 
+def predict(flags, overrides):
+    import cifar_jax
+    from cifar_jax import predict
+
+    for override in overrides:
+        raise InputError(f"{override}: the config of trained weights is a fact, expected no overrides; leave it out")
+    with stopping.interruptible():
+        found = predict.find_images(flags.images)
+    model = cifar_jax.load(flags.weights)
+    rows = predict.predict_files(model, found)
+    if flags.json:
+        show(predict.to_json(rows, model, flags.weights, flags.top))
+        return
+    for line in predict.format_rows(rows, model, found, flags.top):
+        show(line)
+
+
+def export(flags, overrides):
+    from cifar_jax import export
+
+    report = export.export(flags.weights, flags.output, overrides)
+    show(json.dumps(report) if flags.json else export.format_report(report))
+
+
+def report(flags, overrides):
+    from cifar_jax.report import write
+
+    show(write.write_report(flags.workdir, overrides))
+
+
 def data(flags, overrides):
     from cifar_jax import config
     from cifar_jax.data.sources import load_dataset
@@ -136,7 +192,16 @@ def main(argv: list[str]) -> int:
     try:
         stopping.listen()
         flags, overrides = parse(argv)
-        verbs = {"train": train, "sweep": sweep, "summary": summary, "evaluate": evaluate, "data": data}
+        verbs = {
+            "train": train,
+            "sweep": sweep,
+            "summary": summary,
+            "evaluate": evaluate,
+            "predict": predict,
+            "export": export,
+            "report": report,
+            "data": data,
+        }
         verbs[flags.verb](flags, overrides)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -166,7 +231,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     stopping.ignore()  # the interpreter takes its time to end, and would let a signal kill it with another exit code
     drop_output()
-    if code > 128:  # stopped amid anything: the interpreter's own end would pull XLA's threads down with a crash
+    if code:  # amid anything: the interpreter's own end would wait for other processes of the run, or crash in XLA's threads
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

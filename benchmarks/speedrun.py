@@ -26,6 +26,7 @@ from cifar_jax.budget import check_budget
 from cifar_jax.config import RANGES, to_json
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
+from cifar_jax.device import check_device
 from cifar_jax.errors import InputError
 from cifar_jax.evaluate import BATCH_SIZE
 from cifar_jax.models import create_model
@@ -34,7 +35,7 @@ from cifar_jax.pipeline import make_batches
 from cifar_jax.resident import Resident, make_count
 from cifar_jax.state import final_variables, make_create
 from cifar_jax.steps import make_eval_step, make_train_step
-from cifar_jax.workdir import check_device, describe_kernels
+from cifar_jax.workdir import describe_kernels
 
 _NO_LOG = types.SimpleNamespace(epoch_bar=lambda epoch, done: tqdm(disable=True))
 

@@ -4,3 +4,20 @@ Importing the package stays cheap (no JAX): loader workers import it too.
 """
 
 __version__ = "0.1.0"
+
+
+def load(name: str):
+    """Returns the classifier.Classifier of a committed name, such as "base", or of a weights file.
+
+    Raises errors.InputError where there is none, it is damaged, or for another network.
+    """
+    from cifar_jax import classifier
+
+    return classifier.load(name)
+
+
+def read_image(path):
+    """Returns an image file as uint8 (32, 32, 3) RGB, as Classifier.predict takes it; see data.folder.read_image."""
+    from cifar_jax.data import folder
+
+    return folder.read_image(path)

@@ -76,11 +76,18 @@ class Checkpoints:
             folder = self._directory / str(step)
             if resume_from is None or step > resume_from or not manifest.is_complete(folder):
                 shutil.rmtree(folder)
-        # Restored onto one device by default placement; sharded restores come with the mesh that needs them.
+        self._directory.mkdir(exist_ok=True)
+        # Of several processes the first alone saves, a copy on the host, and restores onto one device of its own: so a
+        # checkpoint knows nothing of devices and processes, and Orbax must not wait for the others.
+        alone = ocp.options.MultiprocessingOptions(active_processes={0}) if jax.process_count() > 1 else None
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=False, max_to_keep=None, cleanup_tmp_directories=True
+                enable_async_checkpointing=False,
+                max_to_keep=None,
+                cleanup_tmp_directories=True,
+                create=False,
+                **({"multiprocessing_options": alone} if alone else {}),
             ),
         )
         self._thread = ThreadPoolExecutor(1, "checkpoints")

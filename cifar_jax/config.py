@@ -31,6 +31,9 @@ RANGES = {
     "train.label_smoothing": (0.0, 0.999),
     "checkpoint.every_epochs": (1, 100_000),
     "checkpoint.every_seconds": (0.0, 1e6),  # 0: only after epochs
+    "parallel.devices": (0, 10_000),  # 0: as many as divide the batch
+    "parallel.num_processes": (0, 100_000),  # 0: as the cluster says, else one
+    "parallel.process_id": (-1, 99_999),  # -1: as the cluster says
     "budget.parameters": (1, 10**12),
     "budget.receptive_field": (0, 10**6),
 }
@@ -45,7 +48,7 @@ CHOICES = {
     "schedule.name": ("one_cycle", "cosine", "constant"),
     "log.progress": ("auto", "bar", "lines", "off"),
 }
-TYPES = {"data.dir": str, "optim.nesterov": bool, "log.tensorboard": bool}
+TYPES = {"data.dir": str, "optim.nesterov": bool, "parallel.coordinator": str, "log.tensorboard": bool}
 KNOWN = {*RANGES, *CHOICES, *TYPES, "model.widths"}  # and the augment section, which augment.check_augment knows
 
 
@@ -156,6 +159,7 @@ def to_json(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
+ANYWHERE = {"devices": 0, "coordinator": "", "num_processes": 0, "process_id": -1}
 _NOT_AUGMENTED = {
     "translate": {"padding": 4, "p": 0.0},
     "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "sharpness": 0.5, "hue": 0.02, "p": 0.0},
@@ -170,10 +174,11 @@ def from_json(values: dict) -> ConfigDict:
     # First what files made before there was that key did.
     model = {"kernels": "xla"} | values["model"] | {"widths": tuple(values["model"]["widths"])}
     checkpoint = {"every_seconds": 0.0} | values["checkpoint"]
+    parallel = ANYWHERE | values.get("parallel", {})
     augment = _NOT_AUGMENTED | values["augment"]
     augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
     augment["mixup"] = {"ramp": 0.0} | augment["mixup"]
-    sections = {"model": model, "checkpoint": checkpoint, "augment": augment}
+    sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel}
     sections["optim"] = {"b2": 0.999} | values["optim"]
     sections["schedule"] = {"final_fraction": 0.0} | values["schedule"]
     return ConfigDict(values | sections).lock()

@@ -10,6 +10,7 @@ import numpy as np
 from cifar_jax import metrics
 from cifar_jax.data.loader import Prefetch
 from cifar_jax.errors import RunError
+from cifar_jax.mesh import make_put, place
 
 # step_sums as a checkpoint's JSON has them, and back: every float32 is a float, exactly.
 _TYPES = {"loss": np.float32, "correct": np.int32, "examples": np.int32}
@@ -48,15 +49,15 @@ def timed(start: Progress):
     return progress
 
 
-def train_epoch(train_step, state, loader, epoch: int, schedule, log, *, start: Progress = BEGINNING, save=None):
+def train_epoch(train_step, state, loader, epoch: int, schedule, log, *, mesh=None, start: Progress = BEGINNING, save=None):
     """Trains the batches that `start` leaves of an epoch. Returns (state, the Progress at its end).
 
     save(state, get_progress): called after every step but the last; get_progress() waits for the step and tells how
     far the epoch is. One step is always under way while the next batch is fetched; the loss of each is looked at one
     step late. Raises RunError at a loss that is not finite.
     """
-    sums, clock = jax.device_put(sums_from_numbers(start.sums)), timed(start)
-    batches = Prefetch(loader.epoch(epoch, start.batches), jax.device_put)
+    sums, clock = place(sums_from_numbers(start.sums), mesh), timed(start)
+    batches = Prefetch(loader.epoch(epoch, start.batches), make_put(mesh))
     first_step, done, pending = (epoch - 1) * loader.steps_per_epoch, start.batches, None
     add = jax.jit(metrics.add)
 

@@ -5,11 +5,12 @@ Either is printed by run.py as one line, without a traceback.
 
 
 def one_line(error: Exception) -> str:
-    """The message with what would break the line, such as a line feed in the name of a file, written as an escape."""
-    return _escape(str(error))
+    """The message, escaped."""
+    return escape(str(error))
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A stranger's text, such as the name of a file or a class, without what would break a line or steer a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -27,7 +28,7 @@ class InputError(Exception):
         text = super().__str__()
         if len(text) > MOST_CHARACTERS:
             text = f"{text[: MOST_CHARACTERS // 2]} … {text[-MOST_CHARACTERS // 2 :]}"
-        return _escape(text)
+        return escape(text)
 
 
 class RunError(Exception):

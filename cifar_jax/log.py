@@ -40,18 +40,19 @@ def epoch_line(row: dict) -> str:
 class RunLog:
     """The log of one run in its workdir.
 
-    rows: those of the epochs done before, on resume; metrics.jsonl is written anew from them, so that it never holds
-    an epoch twice or one that the checkpoint does not have.
+    workdir: None says and writes nothing. rows: those of the epochs done before, on resume; metrics.jsonl is written anew
+    from them, so that it never holds an epoch twice or one that the checkpoint does not have.
     """
 
-    def __init__(self, workdir: pathlib.Path, config, *, num_epochs: int, steps_per_epoch: int, rows=()):
-        self.rows = list(rows)
-        self._path = workdir / "metrics.jsonl"
-        self._progress = config.progress
-        self._bar_wanted = config.progress == "bar" or (config.progress == "auto" and sys.stderr.isatty())
+    def __init__(self, workdir: pathlib.Path | None, config, *, num_epochs: int, steps_per_epoch: int, rows=()):
+        self.rows, self._workdir = list(rows), workdir
+        self._progress = config.progress if workdir else "off"
+        self._bar_wanted = self._progress == "bar" or (self._progress == "auto" and sys.stderr.isatty())
         self._num_epochs, self._steps_per_epoch = num_epochs, steps_per_epoch
-        replace_file(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        self._events = create_events(workdir / "tensorboard", len(self.rows) + 1) if config.tensorboard else None
+        self._events = None
+        if workdir:
+            replace_file(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            self._events = create_events(workdir / "tensorboard", len(self.rows) + 1) if config.tensorboard else None
 
     def say(self, line: str) -> None:
         """Prints a line, unless log.progress is off."""
@@ -74,8 +75,9 @@ class RunLog:
     def write(self, row: dict, seconds_left: float) -> None:
         """Records an epoch."""
         self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._workdir:
+            with (self._workdir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
         if self._events:
             append_scalars(self._events, row["epoch"], {name: row[name] for name in SCALARS})
         self.say(

@@ -16,6 +16,7 @@ from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.data.loader import make_train_loader
 from cifar_jax.device_augment import make_device_augment, make_epoch_key
 from cifar_jax.evaluate import BATCH_SIZE, evaluate, to_counts
+from cifar_jax.mesh import own_rows
 from cifar_jax.mixing import make_mix
 from cifar_jax.resident import Resident, make_count
 
@@ -43,23 +44,31 @@ def make_batches(config, mean, std):
 
 
 @contextlib.contextmanager
-def make_pipeline(config, dataset: Dataset, kept: Split, train_step, eval_step) -> Iterator[Pipeline]:
-    """The pipeline that config.augment.backend asks for, training on `kept`. train_step, eval_step: pure, see steps.py."""
+def make_pipeline(config, dataset: Dataset, kept: Split, train_step, eval_step, mesh=None) -> Iterator[Pipeline]:
+    """The pipeline that config.augment.backend asks for, training on `kept`.
+
+    train_step, eval_step: pure, see steps.py; split over `mesh` where there is one.
+    """
     statistics = (dataset.mean, dataset.std)
     if config.augment.backend == "device":
-        resident = Resident(train_step, make_batches(config, *statistics), kept, batch_size=config.train.batch_size)
+        make_batch = make_batches(config, *statistics)
+        resident = Resident(train_step, make_batch, kept, batch_size=config.train.batch_size, mesh=mesh)
 
         def make_resident_count(split):
-            count = make_count(eval_step, split, *statistics, BATCH_SIZE)
+            count = make_count(eval_step, split, *statistics, BATCH_SIZE, mesh)
             return lambda variables: to_counts(jax.device_get(count(variables)))
 
         yield Pipeline(functools.partial(resident.train_epoch, seed=config.seed), make_resident_count)
         return
     options = {"batch_size": config.train.batch_size, "seed": config.seed, "workers": config.data.workers}
+    options["rows"] = own_rows(config.train.batch_size)
     with make_train_loader(kept, config.augment, *statistics, **options) as loader:
         step, eval_step = jax.jit(train_step, donate_argnums=0), jax.jit(eval_step)
 
         def train_epoch(state, epoch, schedule, log, **rest):
-            return host.train_epoch(step, state, loader, epoch, schedule, log, **rest)
+            return host.train_epoch(step, state, loader, epoch, schedule, log, mesh=mesh, **rest)
 
-        yield Pipeline(train_epoch, lambda split: lambda variables: evaluate(eval_step, variables, split, *statistics))
+        def make_host_count(split):
+            return lambda variables: evaluate(eval_step, variables, split, *statistics, mesh=mesh)
+
+        yield Pipeline(train_epoch, make_host_count)

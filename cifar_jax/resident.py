@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from cifar_jax import metrics
 from cifar_jax.data.augment import SHUFFLE, normalize
 from cifar_jax.data.dataset import Split
 from cifar_jax.device_augment import make_epoch_key
 from cifar_jax.epoch import BEGINNING, Progress, check_finite, sums_from_numbers, sums_to_numbers, timed
+from cifar_jax.mesh import AXIS, constrain, place, round_up
 
 STEPS = 16  # of one program: long against the cost of starting it, short for whoever waits for a signal
 
@@ -39,13 +41,13 @@ class Resident:
     """A training split on the device, and the compiled programs that train on it.
 
     train_step: pure, see steps.make_train_step; make_batch(images, labels, indices, seed, epoch, number) -> the step's batch,
-    from uint8 (b, 32, 32, 3), int32 (b,), the images' indices in the split, and the batch's number in the epoch. data: the
-    split on the device.
+    from uint8 (b, 32, 32, 3), int32 (b,), the images' indices in the split, and the batch's number in the epoch; both see
+    the whole batch, which lies split over `mesh` where there is one. data: the split, whole on each device.
     """
 
-    def __init__(self, train_step, make_batch, split: Split, *, batch_size: int):
-        self.steps_per_epoch = len(split) // batch_size
-        self.data = jax.device_put((split.images, split.labels.astype(np.int32)))
+    def __init__(self, train_step, make_batch, split: Split, *, batch_size: int, mesh=None):
+        self.steps_per_epoch, self._mesh = len(split) // batch_size, mesh
+        self.data = place((split.images, split.labels.astype(np.int32)), mesh)
         self._begin = jax.jit(self._make_begin(len(split)))
         self._advance = jax.jit(self._make_advance(train_step, make_batch, batch_size), donate_argnums=0)
 
@@ -59,8 +61,9 @@ class Resident:
     def _make_advance(self, train_step, make_batch, batch_size):
         def step(position, images, labels):
             indices = lax.dynamic_slice_in_dim(position.order, position.done * batch_size, batch_size)
+            indices = constrain(indices, self._mesh)
             when = position.seed, position.epoch, position.done
-            batch = make_batch(images[indices], labels[indices], indices, *when)
+            batch = constrain(make_batch(images[indices], labels[indices], indices, *when), self._mesh)
             state, sums = train_step(position.state, batch)
             return position._replace(
                 state=state, sums=metrics.add(position.sums, sums), done=position.done + 1, loss=sums["loss"]
@@ -81,8 +84,8 @@ class Resident:
     def train_epoch(self, state, epoch: int, schedule, log, *, seed: int, start: Progress = BEGINNING, save=None):
         """What epoch.train_epoch does, without a loader. save is called after every program but the last."""
         first_step, clock = (epoch - 1) * self.steps_per_epoch, timed(start)
-        begun = jax.device_put((sums_from_numbers(start.sums), np.int32(start.batches), np.uint32(seed), np.int32(epoch)))
-        position, token = self._begin(state, *begun), None
+        numbers = (sums_from_numbers(start.sums), np.int32(start.batches), np.uint32(seed), np.int32(epoch))
+        position, token = self._begin(state, *place(numbers, self._mesh)), None
 
         def get_progress():
             done, loss, sums = jax.device_get((position.done, position.loss, position.sums))
@@ -100,11 +103,12 @@ class Resident:
             return position.state, get_progress()
 
 
-def make_count(eval_step, split: Split, mean, std, batch_size: int):
+def make_count(eval_step, split: Split, mean, std, batch_size: int, mesh=None):
     """Returns count(variables) -> sums of the whole split (see metrics.eval_sums), as one program on images that lie there.
 
     Images are normalized by the host's own table, so that they are the same bits. Batches are padded and masked.
     """
+    batch_size = round_up(batch_size, mesh)
     num_batches = -(-len(split) // batch_size)
     padding = num_batches * batch_size - len(split)
 
@@ -114,9 +118,8 @@ def make_count(eval_step, split: Split, mean, std, batch_size: int):
 
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 3))
     table = normalize(levels, mean, std)  # level channel
-    data = jax.device_put(
-        (batched(split.images), batched(split.labels.astype(np.int32)), batched(np.ones(len(split), np.float32)), table)
-    )
+    batches = (batched(split.images), batched(split.labels.astype(np.int32)), batched(np.ones(len(split), np.float32)))
+    data = (*place(batches, mesh, P(None, AXIS)), place(table, mesh))
 
     @jax.jit
     def count(variables, images, labels, mask, table):

@@ -30,15 +30,20 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def received() -> bool:
-    """Whether a signal has come."""
-    return bool(_received)
+def received() -> int:
+    """The number of the signal that has come first; 0: none."""
+    return _received[0] if _received else 0
 
 
 def check() -> None:
     """Raises Stopped if a signal has come."""
-    if _received:
-        raise Stopped(_received[0])
+    stop(received())
+
+
+def stop(number: int) -> None:
+    """Raises Stopped, unless the number is 0."""
+    if number:
+        raise Stopped(number)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import pathlib
 import re
 import statistics
 
-from cifar_jax import workdir
+from cifar_jax import processes, workdir
 from cifar_jax.config import check_config, to_json
 from cifar_jax.data.dataset import fingerprint
 from cifar_jax.data.sources import load_dataset
@@ -26,6 +26,11 @@ def sweep(config, directory: str, seeds: list[int]) -> dict:
     sweep can be resumed and extended. Raises InputError before anything is written where the folder holds something else
     or runs of another config or on other data; RunError when a run breaks off.
     """
+    if processes.are_several(config.parallel):
+        raise InputError(
+            "parallel: got several processes, expected one for a sweep; set parallel.num_processes=1 and give each its own seeds "
+            "and --workdir"
+        )
     path = pathlib.Path(directory)
     present = _check_folder(path)
     runs = {seed: (_with_seed(config, seed), path / f"seed-{seed}") for seed in [*seeds, *present]}

@@ -10,14 +10,16 @@ import time
 
 import jax
 
-from cifar_jax import allocator, budget, metrics, stopping, workdir
-from cifar_jax.checkpoint import Checkpoints, find_newest
-from cifar_jax.config import check_config, to_json
+from cifar_jax import allocator, budget, metrics, processes, stopping, workdir
+from cifar_jax.checkpoint import Checkpoints, find_newest, may_differ
+from cifar_jax.config import check_config, differing_keys, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
+from cifar_jax.device import check_device
 from cifar_jax.epoch import Progress, check_finite
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.log import RunLog
+from cifar_jax.mesh import AXIS, make_mesh, place, split
 from cifar_jax.models import create_model, why_not_native
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.pipeline import make_pipeline
@@ -31,26 +33,57 @@ _logger = logging.getLogger("cifar_jax")
 def train(config, directory: str | os.PathLike) -> dict:
     """Trains `config` in the workdir `directory`, or resumes what it holds; returns what result.json holds.
 
-    A finished run is returned as it is. Raises InputError before anything is written; RunError when a run breaks off.
+    A finished run is returned as it is. Raises InputError before anything is written; RunError when a run breaks off. Of
+    several processes (see processes.py) each calls it; the first alone needs the workdir, and all return the same.
     """
     path = pathlib.Path(directory)
     allocator.keep_freed_memory()
     check_config(config)
     budget.check_budget(config.model, config.budget)
-    if result := _finished(path, config):
+    processes.join(config.parallel)
+    _check_same_config(config)
+    if result := processes.from_first(functools.partial(_begin, path, config)):
         return result
-    workdir.check_writable(path)
-    workdir.check_device()
+    check_device()
+    mesh = make_mesh(config.parallel.devices, config.train.batch_size)
     with stopping.interruptible():
         dataset = load_dataset(config.data.source, config.data.dir)
     kept, held_out = split_training(dataset, config)
-    with errors_of_writing(path), workdir.lock(path):
-        if result := _finished(path, config):  # another process may have been there while the data was loaded
-            return result
-        newest = find_newest(path / "checkpoints")
-        workdir.create(path, config, fingerprint(dataset))
-        with Checkpoints(path / "checkpoints", keep_best=bool(len(held_out)), resume_from=newest) as checkpoints:
-            return _run(config, path, dataset, kept, held_out, checkpoints)
+    processes.check_same("data", data := fingerprint(dataset))
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(processes.ends_of_others())
+        checkpoints = None  # but in the first process
+
+        def open_workdir():
+            nonlocal checkpoints
+            opened.enter_context(errors_of_writing(path))
+            opened.enter_context(workdir.lock(path))
+            if result := _finished(path, config):  # another run may have been there while the data was loaded
+                return result
+            newest = find_newest(path / "checkpoints")
+            workdir.create(path, config, data)
+            files = Checkpoints(path / "checkpoints", keep_best=bool(len(held_out)), resume_from=newest)
+            checkpoints = opened.enter_context(files)
+            return None
+
+        return processes.from_first(open_workdir) or _run(config, path, dataset, kept, held_out, checkpoints, mesh)
+
+
+def _check_same_config(config) -> None:
+    """Raises InputError where process 0 was started with another config."""
+    first = processes.from_first(lambda: to_json(config))
+    if differing := [key for key in differing_keys(first, config) if not may_differ(key.split()[0])]:
+        raise InputError(
+            f"config: process {jax.process_index()} got another than process 0: {', '.join(differing)}; start all with the same"
+        )
+
+
+def _begin(path, config) -> dict | None:
+    """The result of a finished run, or None once the workdir is found fit for a run."""
+    if result := _finished(path, config):
+        return result
+    workdir.check_writable(path)
+    return None
 
 
 def _finished(path, config) -> dict | None:
@@ -84,24 +117,29 @@ def errors_of_writing(path):
         ) from error
 
 
-def _run(config, path, dataset, kept, held_out, checkpoints) -> dict:
-    """Makes or restores the state, trains the epochs that are left, writes the results."""
+def _run(config, path, dataset, kept, held_out, checkpoints, mesh) -> dict:
+    """Makes or restores the state, trains the epochs that are left, writes the results.
+
+    checkpoints: None in all processes but the first, which write nothing.
+    """
     steps_per_epoch = len(kept) // config.train.batch_size
     schedule = make_schedule(config.schedule, config.train.epochs * steps_per_epoch)
-    model, tx = create_model(config.model), make_optimizer(config.optim, schedule)
-    train_step = make_train_step(model, tx, label_smoothing=config.train.label_smoothing, ema_decay=config.ema.decay)
-    state = create_state(model, tx, config.seed, with_ema=config.ema.decay > 0)
-    state, progress = checkpoints.restore(state) or (state, {"rows": []})
-    rows, start = progress.pop("rows"), Progress(**progress)
-    split, watched = ("validation", held_out) if len(held_out) else ("test", dataset.test)
-    log = RunLog(path, config.log, num_epochs=config.train.epochs, steps_per_epoch=steps_per_epoch, rows=rows)
-    log.say(_opening(config, path, dataset, kept=len(kept), rows=rows, start=start))
-    with make_pipeline(config, dataset, kept, train_step, make_eval_step(model)) as pipeline:
+    axis_name = AXIS if mesh else None
+    model, tx = create_model(config.model, axis_name=axis_name), make_optimizer(config.optim, schedule)
+    options = {"label_smoothing": config.train.label_smoothing, "ema_decay": config.ema.decay, "axis_name": axis_name}
+    steps = split(make_train_step(model, tx, **options), mesh), split(make_eval_step(model, axis_name=axis_name), mesh)
+    state, progress = _restore(checkpoints, create_state(model, tx, config.seed, with_ema=config.ema.decay > 0))
+    state, rows, start = place(state, mesh), progress.pop("rows"), Progress(**progress)
+    split_name, watched = ("validation", held_out) if len(held_out) else ("test", dataset.test)
+    folder = path if processes.is_first() else None
+    log = RunLog(folder, config.log, num_epochs=config.train.epochs, steps_per_epoch=steps_per_epoch, rows=rows)
+    log.say(_opening(config, path, dataset, mesh, kept=len(kept), rows=rows, start=start))
+    with make_pipeline(config, dataset, kept, *steps, mesh) as pipeline:
         count = pipeline.make_count(watched)
         state, counts = _train_epochs(
             config,
             functools.partial(pipeline.train_epoch, schedule=schedule, log=log),
-            lambda state: (split, count(final_variables(state))),
+            lambda state: (split_name, count(final_variables(state))),
             state,
             start,
             steps_per_epoch=steps_per_epoch,
@@ -111,6 +149,8 @@ def _run(config, path, dataset, kept, held_out, checkpoints) -> dict:
         )
         if counts is None or len(held_out):  # None: every epoch was done before
             counts = pipeline.make_count(dataset.test)(final_variables(state))
+    if checkpoints is None:
+        return workdir.make_result(config, dataset, counts, log.rows)
     save_weights(
         path / "weights.safetensors",
         final_variables(state),
@@ -123,29 +163,42 @@ def _run(config, path, dataset, kept, held_out, checkpoints) -> dict:
     return workdir.write_result(path, config, dataset, counts, log.rows)
 
 
+def _restore(checkpoints, state):
+    """(the state, what a checkpoint says of its progress): of the newest checkpoint, or the initial ones."""
+    restored = checkpoints.restore(state) if checkpoints else None
+    progress = processes.from_first(lambda: restored[1] if restored else None)
+    if progress is None:
+        return state, {"rows": []}
+    return processes.state_from_first(restored[0] if restored else state), progress
+
+
 def _train_epochs(config, run_epoch, watch, state, start, *, steps_per_epoch, schedule, log, checkpoints):
     """Trains, evaluates and saves epoch after epoch, the first from `start` on. Returns (state, the last epoch's counts).
 
     run_epoch(state, epoch, start=, save=): see train_epoch. watch(state): the name and the counts of what is evaluated
-    after each. A signal ends it after a step or an evaluation, once that is saved.
+    after each. A signal ends it after a step or an evaluation, once that is saved; one to any of several processes ends all
+    of them, after some steps.
     """
 
     def save(state, step, progress):
-        checkpoints.save(step, state, {"rows": list(log.rows), **dataclasses.asdict(progress)})
+        if checkpoints:
+            checkpoints.save(step, state, {"rows": list(log.rows), **dataclasses.asdict(progress)})
 
     def save_amid(state, get_progress):
         nonlocal first
         if first:
             first, _ = False, jax.block_until_ready(state)
             log.say(f"First step after {time.perf_counter() - started:.1f} s, compilation included")
-        if stopping.received() or checkpoints.is_due(config.checkpoint.every_seconds):
+        signal = received_amid()
+        if signal or (checkpoints and checkpoints.is_due(config.checkpoint.every_seconds)):
             progress = get_progress()
             save(state, int(state.step), progress)
-            stopping.check()
+            stopping.stop(signal)
 
+    received_amid = processes.make_agreement(stopping.received)
     counts, first, started = None, True, time.perf_counter()
     for epoch in range(len(log.rows) + 1, config.train.epochs + 1):
-        stopping.check()
+        stopping.stop(processes.highest(stopping.received()))
         state, progress = run_epoch(state, epoch, start=start, save=save_amid)
         began, start = time.perf_counter(), Progress()
         split, counts = watch(state)
@@ -153,9 +206,11 @@ def _train_epochs(config, run_epoch, watch, state, start, *, steps_per_epoch, sc
         row = _make_row(epoch, steps_per_epoch, schedule, progress, counts, split)
         row["seconds"] = progress.seconds + time.perf_counter() - began
         log.write(row, _seconds_left(log.rows + [row], config.train.epochs))
-        if epoch % config.checkpoint.every_epochs == 0 or epoch == config.train.epochs or stopping.received():
+        signal = processes.highest(stopping.received())
+        if epoch % config.checkpoint.every_epochs == 0 or epoch == config.train.epochs or signal:
             save(state, row["step"], start)
-    checkpoints.wait()  # result.json, the mark of a finished run, comes after the last checkpoint
+    if checkpoints:
+        checkpoints.wait()  # result.json, the mark of a finished run, comes after the last checkpoint
     return state, counts
 
 
@@ -184,12 +239,15 @@ def _seconds_left(rows, num_epochs: int) -> float:
     return sum(recent) / len(recent) * (num_epochs - len(rows))
 
 
-def _opening(config, path, dataset, *, kept: int, rows, start: Progress) -> str:
-    device = jax.devices()[0]
+def _opening(config, path, dataset, mesh, *, kept: int, rows, start: Progress) -> str:
+    device = jax.devices()[0].platform
+    if mesh:
+        hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        device = f"{mesh.size} {device} devices{hosts}, {config.train.batch_size // mesh.size} images of a batch each,"
     reason = why_not_native(config.model)
     kernels = f"without native kernels ({reason})" if reason else "with native kernels"
     resumed = f"; resuming after epoch {len(rows)} and {start.batches} steps of the next" if rows or start.batches else ""
     return (
         f"Training {config.model.name}/{config.model.variant} on {kept} images from {dataset.source} for {config.train.epochs} "
-        f"epochs on {device.platform} {kernels}, in {path}{resumed}"
+        f"epochs on {device} {kernels}, in {path}{resumed}"
     )

@@ -12,7 +12,7 @@ import jax
 
 from cifar_jax import budget
 from cifar_jax.checkpoint import may_differ
-from cifar_jax.config import differing_keys, flatten, from_json, to_json
+from cifar_jax.config import ANYWHERE, differing_keys, flatten, from_json, to_json
 from cifar_jax.errors import InputError
 from cifar_jax.jsonfile import damaged, read_json, write_json
 from cifar_jax.log import format_duration
@@ -88,18 +88,6 @@ def check_data(path: pathlib.Path, data: str | None) -> dict | None:
     return stored
 
 
-def check_device() -> None:
-    """Raises InputError where JAX finds no device to run on."""
-    try:
-        jax.devices()
-    except Exception as error:  # of several kinds, by the platform that was asked for
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"JAX finds no device ({reason}); JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: unset it, or install "
-            "what it names, such as cifar_jax[cuda12]"
-        ) from error
-
-
 def read_config(path: pathlib.Path):
     """The config that a run was made with; raises InputError where config.json is missing or damaged."""
     try:
@@ -159,10 +147,20 @@ def read_result(path: pathlib.Path) -> dict | None:
     return result
 
 
+def read_finished(directory: str) -> dict:
+    """result.json of a finished run's folder; raises InputError where that is none."""
+    if not (os.path.isdir(directory) and (result := read_result(pathlib.Path(directory)))):
+        raise InputError(
+            f"--workdir: got {directory}, which holds no finished run, expected a folder with a result.json in it; finish the "
+            "run with the command that began it, or name another"
+        )
+    return result
+
+
 def portable(config: dict) -> dict:
-    """The config without what depends on the machine: where the data lies and how many processes read it."""
+    """The config without what depends on the machine: where the data lies, how many processes read it, which ones train."""
     data = config["data"] | {"dir": "", "workers": 0}
-    return config | {"data": data}
+    return config | {"data": data, "parallel": ANYWHERE}
 
 
 def describe_device() -> str:
@@ -212,9 +210,16 @@ def evaluation_result(config, classes, split: str, counts: dict, parameters: int
 
 def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[dict]) -> dict:
     """Writes result.json, the mark of a finished run, and returns its content."""
+    result = make_result(config, dataset, counts, rows)
+    write_json(path / "result.json", result)
+    return result
+
+
+def make_result(config, dataset, counts: dict, rows: list[dict]) -> dict:
+    """What result.json holds; rows: those of metrics.jsonl."""
     summary = budget.summarize(config.model)
     seconds = sum(row["seconds"] for row in rows)
-    result = evaluation_result(config, dataset.classes, "test", counts, summary.parameters, seconds) | {
+    return evaluation_result(config, dataset.classes, "test", counts, summary.parameters, seconds) | {
         "receptive_field": summary.receptive_field,
         "train_loss": rows[-1]["train_loss"],
         "train_accuracy": rows[-1]["train_accuracy"],
@@ -222,8 +227,6 @@ def write_result(path: pathlib.Path, config, dataset, counts: dict, rows: list[d
         "data_verified": dataset.verified,
         "kernels": describe_kernels(config),
     }
-    write_json(path / "result.json", result)
-    return result
 
 
 def format_result(result: dict, path: pathlib.Path | str) -> str:

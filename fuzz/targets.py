@@ -4,12 +4,14 @@ A function may raise InputError and nothing else. Everything is small: two image
 """
 
 import functools
+import io
 import json
 import pathlib
 import tempfile
 
 import cv2
 import numpy as np
+import PIL.Image
 
 from cifar_jax.config import check_config, read_config, to_json
 from cifar_jax.data import cache, formats
@@ -48,6 +50,14 @@ def in_form(form: formats.Form, name: str, others: dict[str, bytes]):
 
 def encode(suffix: str) -> bytes:
     return cv2.imencode(suffix, IMAGES[0])[1].tobytes()
+
+
+def encode_transparent(kind: str) -> bytes:
+    """With an orientation, too: Pillow decodes it."""
+    image, exif, out = PIL.Image.fromarray(np.dstack([IMAGES[0], IMAGES[1, ..., 0]])), PIL.Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    image.save(out, kind, exif=exif)
+    return out.getvalue()
 
 
 def npm_files() -> dict[str, bytes]:
@@ -98,7 +108,10 @@ def make_targets() -> dict[str, tuple]:
         cache.read_cache(str(root), RELEASE, warn=False)
 
     return {
-        "image": (in_file("i.png", read_image), [encode(suffix) for suffix in (".png", ".jpg", ".webp", ".bmp")]),
+        "image": (
+            in_file("i.png", read_image),
+            [*map(encode, (".png", ".jpg", ".webp", ".bmp")), *map(encode_transparent, ("PNG", "WEBP"))],
+        ),
         "png": (in_form(formats.NPM, "data_batch_1.png", npm), [npm["data_batch_1.png"]]),
         "labels": (in_form(formats.NPM, formats.LABELS[1], npm), [npm[formats.LABELS[1]], b"[[1], 2]", b"[1e999, true]"]),
         "records": (in_form(formats.BINARY, "data_batch_1.bin", binary), [binary["data_batch_1.bin"]]),

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
 FAST = str(ROOT / "configs" / "fast.py")
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "measure"))
-PLAIN = ("damage", "kill", "speedrun")  # those that time no sides in turn
+PLAIN = ("damage", "deploy", "kill", "speedrun")  # those that time no sides in turn
 
 
 def run_benchmark(name, monkeypatch):
@@ -82,7 +82,7 @@ def test_flags_of_every_timed_benchmark(benchmark_refused, name, argv, said):
         ("epoch", ["--images", "0"], "--images: got '0', expected a whole number, 1 or more"),
         ("epoch", ["--images", "-1"], "--images: got '-1', expected a whole number, 1 or more"),
         ("epoch", ["--images", "many"], "--images: got 'many', expected a whole number, 1 or more"),
-        ("epoch", ["--config", SMOKE, "--images", "63"], "--images: got 63, expected at least a batch, 64"),
+        ("epoch", ["--config", SMOKE, "--images", "255"], "--images: got 255, expected at least a batch, 256"),
         ("epoch", ["--images"], "--images: got no value"),
         ("epoch", ["--config", FAST], "augment.translate.p: got 1.0 for Albumentations, expected 0.0"),
         ("epoch", ["--only", "mine"], "--only: got 'mine', expected one of "),

@@ -93,10 +93,10 @@ def test_workdir_with_foreign_files(refused, tmp_path):
 
 def test_workdir_of_another_config_names_every_differing_key(refused, tmp_path):
     workdir.create(tmp_path / "run", read_config(SMOKE, ["--config.seed=7", "--config.train.epochs=2"]), "data")
-    may_differ = ["--config.data.workers=3", "--config.log.progress=off"]
+    may_differ = ["--config.data.workers=3", "--config.parallel.devices=1", "--config.log.progress=off"]
     line = refused("--config", SMOKE, "--workdir", tmp_path / "run", *may_differ)
-    assert "seed (7 there, 0 here), train.epochs (2 there, 3 here); use the same values" in line
-    assert "data.workers" not in line and "log.progress" not in line
+    assert "seed (7 there, 0 here), train.epochs (2 there, 6 here); use the same values" in line
+    assert "data.workers" not in line and "log.progress" not in line and "parallel" not in line
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])

@@ -14,6 +14,9 @@ NEEDED = {
     "sweep": ["--config", SMOKE, "--seeds", "0"],
     "summary": ["--config", SMOKE],
     "evaluate": ["--weights", "base"],
+    "predict": ["nosuch.png", "--weights", "base"],
+    "export": ["--weights", "base", "--output", "x.onnx"],
+    "report": ["--workdir", "nosuch"],
     "data": [],
 }
 PARSERS = next(action for action in run.make_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
@@ -21,7 +24,7 @@ PARSERS = next(action for action in run.make_parser()._actions if isinstance(act
 
 def flags_of(verb):
     """{flag: whether it takes a value}."""
-    actions = [action for action in PARSERS[verb]._actions if action.dest != "help"]
+    actions = [action for action in PARSERS[verb]._actions if action.dest != "help" and action.option_strings]
     return {action.option_strings[0]: action.nargs != 0 for action in actions}
 
 
@@ -38,10 +41,9 @@ def test_a_flag_without_its_value(refused, verb, flag):
     line = refused(verb, *NEEDED[verb], flag)
     assert f"{flag}: got no value, expected one; see run.py {verb} --help" in line
     for empty in ([flag, ""], [f"{flag}="]):
-        said = (
-            "got '', expected whole numbers" if flag == "--seeds" else "got an empty name, expected that of a file or folder; see"
-        )
-        assert f"{flag}: {said}" in refused(verb, *NEEDED[verb], *empty)
+        said = {"--seeds": "got '', expected whole numbers", "--top": "got '', expected a whole number, 1 or more; see"}
+        default = "got an empty name, expected that of a file or folder; see"
+        assert f"{flag}: {said.get(flag, default)}" in refused(verb, *NEEDED[verb], *empty)
 
 
 @pytest.mark.parametrize(("verb", "flag"), [key for key, takes_value in FLAGS.items() if not takes_value])

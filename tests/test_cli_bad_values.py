@@ -99,6 +99,10 @@ BAD = {
         "many": WHOLE,
         "1.5": WHOLE,
     },
+    "parallel.devices": {"-1": "0 to 10000", "10001": "0 to 10000", "3": "set it to 2", "all": WHOLE, "1.5": WHOLE},
+    "parallel.coordinator": {"host": "expected HOST:PORT", "host:1": "give all three"},
+    "parallel.num_processes": {"-1": "0 to", "100001": "0 to", "2": "give all three", "two": WHOLE, "1.5": WHOLE},
+    "parallel.process_id": {"-2": "-1 to 99999", "100000": "-1 to 99999", "first": WHOLE, "0.5": WHOLE},
     "budget.receptive_field": {"-1": "0 to 1000000", "1000001": "0 to 1000000", "83": "more than 83", "far": WHOLE, "4.5": WHOLE},
 }
 

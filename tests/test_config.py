@@ -59,8 +59,8 @@ def test_overrides_are_applied_with_the_type_of_the_key():
 def test_overrides_come_from_the_argument_not_from_the_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--config", "other.py", "--config.train.epochs=9"])
     assert read_config(SMOKE, ["--config.train.epochs=4"]).train.epochs == 4
-    assert read_config(SMOKE, []).train.epochs == 3
-    assert with_overrides(read_config(SMOKE, []), []).train.epochs == 3
+    assert read_config(SMOKE, []).train.epochs == 6
+    assert with_overrides(read_config(SMOKE, []), []).train.epochs == 6
 
 
 def test_a_config_read_is_locked():

@@ -166,12 +166,24 @@ def mapped_by_shard_map(function):
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P(), check_vma=False))
 
 
-MAPPED = pytest.mark.parametrize("mapped", [mapped_by_pmap, mapped_by_shard_map], ids=["pmap", "shard_map"])
+def partitioned_by_jit(function):
+    """The whole batch is one value, split over the devices by its sharding: no axis has a name."""
+    auto = jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices("cpu")[:2], axis_types=(auto,))
+    whole, split = (jax.sharding.NamedSharding(mesh, spec) for spec in (P(), P("batch")))
+    return jax.jit(function, in_shardings=(whole, split), out_shardings=whole)
+
+
+MAPPED = pytest.mark.parametrize(
+    "mapped, axis_name",
+    [(mapped_by_pmap, "batch"), (mapped_by_shard_map, "batch"), (partitioned_by_jit, None)],
+    ids=["pmap", "shard_map", "jit"],
+)
 
 
 @MAPPED
-def test_training_on_two_devices_equals_one_on_the_whole_batch(mapped, train_step, start, batch):
-    on_two = mapped(train_step_of("batch"))
+def test_training_on_two_devices_equals_one_on_the_whole_batch(mapped, axis_name, train_step, start, batch):
+    on_two = mapped(train_step_of(axis_name))
     one, two = start, start
     for _ in range(2):
         one, one_sums = jax.device_get(train_step(on_device(one), batch))
@@ -185,10 +197,10 @@ def test_training_on_two_devices_equals_one_on_the_whole_batch(mapped, train_ste
 
 
 @MAPPED
-def test_evaluation_on_two_devices_equals_one_on_the_whole_batch(mapped, eval_step, start, batch):
+def test_evaluation_on_two_devices_equals_one_on_the_whole_batch(mapped, axis_name, eval_step, start, batch):
     batch = batch | {"mask": np.array([1, 1, 1, 0], np.float32)}
     variables = final_variables(start)
-    two = mapped(make_eval_step(network(), axis_name="batch"))(variables, batch)
+    two = mapped(make_eval_step(network(), axis_name=axis_name))(variables, batch)
     one, two = jax.device_get((eval_step(variables, batch), two))
     np.testing.assert_allclose(two.pop("loss"), one.pop("loss"), rtol=1e-6)  # float32, a sum of three
     chex.assert_trees_all_equal(two, one)

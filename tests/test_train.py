@@ -353,9 +353,9 @@ def test_held_out_images_are_watched_and_the_test_set_counted_once(tmp_path, mon
     watched = []
     evaluate = pipeline_module.evaluate
 
-    def watching(step, variables, split, *rest):
+    def watching(step, variables, split, *rest, **options):
         watched.append(len(split))
-        return evaluate(step, variables, split, *rest)
+        return evaluate(step, variables, split, *rest, **options)
 
     monkeypatch.setattr(pipeline_module, "evaluate", watching)
     monkeypatch.setattr(train_module, "load_dataset", lambda source, directory: shapes.make_shapes(460, 100))

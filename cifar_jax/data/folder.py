@@ -18,7 +18,7 @@ LAYOUT = "expected train/<class>/*.png|jpg|… and test/<class>/… in it"
 def read_image_folder(directory: str | os.PathLike) -> Dataset:
     """Returns the images below `directory`, resized to 32×32 RGB, with the sorted folder names as classes.
 
-    Aspect ratios are not kept, alpha is dropped, grey is repeated. Mean and std are those of the training images.
+    Aspect ratios are not kept; for colours see decode.decode_image. Mean and std are those of the training images.
     InputError: no such folder, no images, a file that is not an image, test classes other than the training classes.
     """
     root = pathlib.Path(os.path.expanduser(directory))
@@ -65,19 +65,30 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
     A file of over 256 MB, or whose header claims over 64 million pixels, is none.
     """
-    kinds = ", ".join(SUFFIXES)
+    check_file(path)
+    try:
+        image = decode_image(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _no_image(path, error) from None
+    if image.shape[:2] != (32, 32):
+        shrinks = min(image.shape[:2]) >= 32
+        image = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return image
+
+
+def check_file(path: str | os.PathLike) -> None:
+    """Raises InputError unless it is an ordinary file of a bounded size, named as images are; its content is not looked at."""
     try:
         # isfile: a FIFO or a device would be read for ever
         if pathlib.Path(path).suffix.lower() not in SUFFIXES or not os.path.isfile(path):
             raise ValueError("its name or kind is another")
         if os.path.getsize(path) > MOST_BYTES:
             raise ValueError(f"it has {os.path.getsize(path)} bytes")
-        image = decode_image(pathlib.Path(path).read_bytes())
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        expected = f"a whole {kinds} file of at most 64 million pixels"
-        raise InputError(f"{path}: not an image ({reason}), expected {expected}; remove or replace it") from None
-    if image.shape[:2] != (32, 32):
-        shrinks = min(image.shape[:2]) >= 32
-        image = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return image
+        raise _no_image(path, error) from None
+
+
+def _no_image(path, error: OSError | ValueError) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    expected = f"a whole {', '.join(SUFFIXES)} file of at most 64 million pixels"
+    return InputError(f"{path}: not an image ({reason}), expected {expected}; remove or replace it")

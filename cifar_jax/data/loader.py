@@ -15,11 +15,12 @@ from cifar_jax.data.workers import Workers, permutation
 from cifar_jax.errors import InputError
 
 
-def make_train_loader(split: Split, augment, mean, std, *, batch_size: int, seed: int, workers: int):
+def make_train_loader(split: Split, augment, mean, std, *, batch_size: int, seed: int, workers: int, rows=None):
     """Starts the workers and returns a TrainLoader; use it as a context manager, or close() it.
 
     augment: the config's section (ConfigDict or nested dict). mean, std: one a channel, fractions of 255.
-    workers: number of processes; 0 augments in a thread of this one.
+    workers: number of processes; 0 augments in a thread of this one. rows: a slice of every batch, all that is made of it
+    here where several hosts share each batch; None: the whole.
     Raises InputError for an invalid section, a batch larger than the split, or a seed or workers out of range.
     """
     check_augment(augment)
@@ -31,7 +32,8 @@ def make_train_loader(split: Split, augment, mean, std, *, batch_size: int, seed
             f"train.batch_size: got {batch_size}, expected 1 to {len(split)} (all training images); change the config"
         )
     plain = {key: dict(value.items()) if hasattr(value, "items") else value for key, value in augment.items()}
-    return TrainLoader(split, plain, tuple(mean), tuple(std), batch_size=batch_size, seed=seed, workers=workers)
+    rows = slice(0, batch_size) if rows is None else rows
+    return TrainLoader(split, plain, tuple(mean), tuple(std), batch_size=batch_size, rows=rows, seed=seed, workers=workers)
 
 
 class TrainLoader:
@@ -40,12 +42,13 @@ class TrainLoader:
     steps_per_epoch: whole batches in an epoch; the images left over are dropped, other ones each epoch.
     """
 
-    def __init__(self, split, augment, mean, std, *, batch_size, seed, workers):
+    def __init__(self, split, augment, mean, std, *, batch_size, rows, seed, workers):
         self.steps_per_epoch = len(split) // batch_size
         self._labels = np.asarray(split.labels, np.int32)
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._rows, self._seed = batch_size, rows, seed
         self._generation = 0
-        self._workers = Workers(split.images, augment, mean, std, batch_size=batch_size, seed=seed, workers=workers)
+        options = {"batch_size": batch_size, "rows": rows, "seed": seed, "workers": workers}
+        self._workers = Workers(split.images, augment, mean, std, **options)
 
     def epoch(self, epoch: int, start: int = 0):
         """Returns an iterator over the batches of `epoch`, from batch `start` on.
@@ -70,7 +73,7 @@ class TrainLoader:
             if ahead < batches.stop:
                 self._workers.submit(generation, epoch, ahead)
             indices = order[i * self._batch_size : (i + 1) * self._batch_size]
-            yield {"image": image, "label": self._labels[indices]}
+            yield {"image": image, "label": self._labels[indices[self._rows]]}
 
     def close(self) -> None:
         """Ends the workers; safe to call twice. Also called at garbage collection and at exit."""
@@ -84,15 +87,17 @@ class TrainLoader:
         self.close()
 
 
-def eval_batches(split: Split, mean, std, batch_size: int, multiple_of: int = 1):
+def eval_batches(split: Split, mean, std, batch_size: int, rows: slice | None = None):
     """Yields normalized batches of one constant shape, in order, each image of `split` in exactly one.
 
-    A batch is {"image": float32 (b, 32, 32, 3), "label": int32 (b,), "mask": float32 (b,)} with b = batch_size rounded
-    up to a multiple of `multiple_of` (devices); the last is padded with zeros, where mask is 0; elsewhere it is 1.
+    A batch is {"image": float32 (b, 32, 32, 3), "label": int32 (b,), "mask": float32 (b,)} with b = batch_size; the last is
+    padded with zeros, where mask is 0; elsewhere it is 1. rows: only these of each batch; None: all.
     """
-    size = -(-batch_size // multiple_of) * multiple_of
-    for first in range(0, len(split), size):
-        images, labels = split.images[first : first + size], split.labels[first : first + size]
+    rows = slice(0, batch_size) if rows is None else rows
+    size = rows.stop - rows.start
+    for first in range(0, len(split), batch_size):
+        chosen = slice(first + rows.start, first + rows.stop)
+        images, labels = split.images[chosen], split.labels[chosen]
         batch = {
             "image": np.zeros((size, *split.images.shape[1:]), np.float32),
             "label": np.zeros(size, np.int32),

@@ -43,15 +43,18 @@ class Workers:
     to one worker, which fills it in the order asked, and a batch no longer wanted cannot overwrite a newer one.
     """
 
-    def __init__(self, images, augment, mean, std, *, batch_size, seed, workers, depth=4):
-        """images: uint8 (n, 32, 32, 3). workers: number of processes; 0 is one thread here. See `make_train_loader`."""
+    def __init__(self, images, augment, mean, std, *, batch_size, rows, seed, workers, depth=4):
+        """images: uint8 (n, 32, 32, 3). workers: number of processes; 0 is one thread here. rows: a slice of each batch,
+        what is made of it. See `make_train_loader`.
+        """
         count = max(workers, 1)
         self.depth = count * max(2, -(-depth // count))
         self._peers, self._pipes = [], []
         # Runs at close, at garbage collection and at exit, there before multiprocessing joins its children.
         self._finalize = multiprocessing.util.Finalize(self, _stop, (self._peers, self._pipes), exitpriority=10)
         make = _make_processes if workers else _make_thread
-        start, self._slots = make(images, (augment, mean, std), (self.depth, batch_size, *images.shape[1:]), seed)
+        shape = (self.depth, rows.stop - rows.start, *images.shape[1:])
+        start, self._slots = make(images, (augment, mean, std), shape, (batch_size, rows, seed))
         # Both stay blocked in the children, from their first instruction: Ctrl-C and a scheduler's SIGTERM reach the
         # whole group, and the parent decides. The tracker, if the first child started it, would unblock them.
         multiprocessing.resource_tracker.ensure_running()
@@ -133,21 +136,21 @@ def _describe(peer) -> str:
     return f"{peer.name} (process {peer.pid}{state})"
 
 
-def _make_thread(images, transform, shape, seed):
+def _make_thread(images, transform, shape, batches):
     slots = np.empty(shape, np.float32)
     # Made here: to treat warnings as errors, for a moment, changes the whole process and not one thread of it.
     compose = make_train_transform(*transform)
 
     def start(name):
         ours, theirs = multiprocessing.Pipe()
-        peer = threading.Thread(target=_serve, args=(theirs, lambda: compose, images, slots, seed), name=name, daemon=True)
+        peer = threading.Thread(target=_serve, args=(theirs, lambda: compose, images, slots, batches), name=name, daemon=True)
         peer.start()
         return peer, ours
 
     return start, slots
 
 
-def _make_processes(images, transform, shape, seed):
+def _make_processes(images, transform, shape, batches):
     context = multiprocessing.get_context("spawn")  # fork is unsafe once XLA has its threads
     _check_room(images.nbytes + np.dtype(np.float32).itemsize * math.prod(shape))
     shared_images = context.RawArray(ctypes.c_uint8, images.size)
@@ -156,7 +159,7 @@ def _make_processes(images, transform, shape, seed):
 
     def start(name):
         ours, theirs = context.Pipe()
-        args = (theirs, transform, (shared_images, images.shape), (shared_slots, shape), seed)
+        args = (theirs, transform, (shared_images, images.shape), (shared_slots, shape), batches)
         peer = context.Process(target=_serve_process, args=args, name=name, daemon=True)
         peer.start()
         theirs.close()  # or this process would hold the far end open too, and never read its end of file
@@ -195,13 +198,13 @@ def _stop(peers, pipes):
             peer.join()
 
 
-def _serve_process(pipe, transform, images, slots, seed):
+def _serve_process(pipe, transform, images, slots, batches):
     make = functools.partial(make_train_transform, *transform)
-    _serve(pipe, make, _view(images[0], np.uint8, images[1]), _view(slots[0], np.float32, slots[1]), seed)
+    _serve(pipe, make, _view(images[0], np.uint8, images[1]), _view(slots[0], np.float32, slots[1]), batches)
 
 
-def _serve(pipe, make, images, slots, seed):
-    depth, batch_size = slots.shape[:2]
+def _serve(pipe, make, images, slots, batches):
+    depth, (batch_size, rows, seed) = len(slots), batches
     order, order_epoch = None, None
     try:
         compose = make()
@@ -209,7 +212,7 @@ def _serve(pipe, make, images, slots, seed):
             generation, epoch, i = pipe.recv()
             if epoch != order_epoch:
                 order, order_epoch = permutation(len(images), seed=seed, epoch=epoch), epoch
-            indices = order[i * batch_size : (i + 1) * batch_size]
+            indices = order[i * batch_size : (i + 1) * batch_size][rows]
             augment_batch(compose, images, indices, slots[i % depth], seed=seed, epoch=epoch)
             pipe.send(("done", (generation, i)))
     except (EOFError, ConnectionError):

@@ -232,11 +232,10 @@ if __name__ == "__main__":
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(0, 40), batch_size=st.integers(1, 17), multiple_of=st.integers(1, 4))
-def test_evaluation_counts_every_image_once_in_batches_of_one_shape(n, batch_size, multiple_of):
+@given(n=st.integers(0, 40), size=st.integers(1, 17))
+def test_evaluation_counts_every_image_once_in_batches_of_one_shape(n, size):
     split = make_split(n)
-    batches = list(eval_batches(split, CIFAR10_MEAN, CIFAR10_STD, batch_size, multiple_of))
-    size = -(-batch_size // multiple_of) * multiple_of
+    batches = list(eval_batches(split, CIFAR10_MEAN, CIFAR10_STD, size))
     assert len(batches) == -(-n // size)
     for batch in batches:
         assert {key: (x.shape, x.dtype) for key, x in batch.items()} == {
@@ -251,6 +250,29 @@ def test_evaluation_counts_every_image_once_in_batches_of_one_shape(n, batch_siz
     np.testing.assert_array_equal(image[:n], normalize(split.images, CIFAR10_MEAN, CIFAR10_STD))
     np.testing.assert_array_equal(label[:n], split.labels)
     assert not image[n:].any() and not label[n:].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(0, 20), share=st.integers(1, 5), hosts=st.integers(1, 4))
+def test_the_rows_of_several_hosts_are_the_batches_of_one(n, share, hosts):
+    whole = eval_batches(make_split(n), CIFAR10_MEAN, CIFAR10_STD, share * hosts)
+    rows = (slice(k * share, (k + 1) * share) for k in range(hosts))
+    parts = [list(eval_batches(make_split(n), CIFAR10_MEAN, CIFAR10_STD, share * hosts, part)) for part in rows]
+    for i, batch in enumerate(whole):
+        for key in batch:
+            np.testing.assert_array_equal(np.concatenate([part[i][key] for part in parts]), batch[key])
+    assert {len(part) for part in parts} == {-(-n // (share * hosts))}
+
+
+def test_the_rows_of_several_hosts_are_the_training_batches_of_one():
+    options = {"batch_size": 6, "seed": 3, "workers": 0}
+    batches = []
+    for rows in (None, slice(0, 2), slice(2, 6)):
+        with make_train_loader(make_split(20), AUGMENT, CIFAR10_MEAN, CIFAR10_STD, rows=rows, **options) as loader:
+            batches.append(list(loader.epoch(2)))
+    for whole, first, rest in zip(*batches, strict=True):
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(np.concatenate([first[key], rest[key]]), whole[key])
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

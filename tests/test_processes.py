@@ -1,0 +1,196 @@
+"""Two processes with two devices each, on this machine: the numbers of one process, one workdir, and what ends them."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cifar_jax import processes, sweep
+from cifar_jax.config import ANYWHERE, read_config
+from cifar_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = str(ROOT / "configs" / "smoke.py")
+OPTIONS = [
+    "model.widths=(4,5,6,7)",
+    "train.batch_size=500",
+    "train.epochs=3",
+    "log.tensorboard=false",
+    "checkpoint.every_seconds=0.3",
+]
+NUMBERS = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "eval_examples")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Group:
+    """The processes of one run, begun one after the other; those but the first are given a workdir that they must not make."""
+
+    def __init__(self, folder, *overrides, number=2, devices=2):
+        self.folder, self.workdir = folder, folder / "run"
+        folder.mkdir(exist_ok=True)
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
+        address = f"127.0.0.1:{free_port()}"
+        self.children = []
+        for index in range(number):
+            workdir = self.workdir if index == 0 else folder / "none"
+            flags = [*OPTIONS, *overrides]
+            if number > 1:
+                flags += [f"parallel.coordinator={address}", f"parallel.num_processes={number}", f"parallel.process_id={index}"]
+            command = [sys.executable, str(ROOT / "run.py"), "--config", SMOKE, "--workdir", str(workdir)]
+            with open(folder / f"out-{index}", "w") as out, open(folder / f"err-{index}", "w") as err:
+                arguments = command + [f"--config.{flag}" for flag in flags]
+                self.children.append(subprocess.Popen(arguments, cwd=folder, env=environment, stdout=out, stderr=err))
+
+    def wait(self, seconds=240):
+        """The exit codes."""
+        deadline = time.monotonic() + seconds
+        try:
+            return [child.wait(max(deadline - time.monotonic(), 0.1)) for child in self.children]
+        finally:
+            for child in self.children:
+                child.kill()
+
+    def until(self, holds):
+        while not holds():
+            assert all(child.poll() is None for child in self.children), self.read("err-0") + self.read("err-1")
+            time.sleep(0.05)
+
+    def until_saved(self):
+        self.until(self.last_saved)
+
+    def last_saved(self):
+        """The step of the newest checkpoint that is whole, or 0."""
+        return max((int(path.parent.name) for path in self.workdir.glob("checkpoints/*/manifest.sha256")), default=0)
+
+    def read(self, name):
+        return (self.folder / name).read_text()
+
+    def rows(self):
+        rows = [json.loads(line) for line in self.read("run/metrics.jsonl").splitlines()]
+        return [[row[name] for name in NUMBERS] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process on one device."""
+    group = Group(tmp_path_factory.mktemp("runs") / "alone", number=1, devices=1)
+    assert group.wait() == [0], group.read("err-0")
+    return group
+
+
+def same_numbers(rows, expected):
+    # The loss of the first epoch's ten steps, in float32; what is counted after them may differ by an image.
+    np.testing.assert_allclose(rows[0][0], expected[0][0], rtol=1e-3)
+    assert len(rows) == len(expected) and rows[0][-1] == expected[0][-1]
+
+
+def test_two_processes_train_to_the_numbers_of_one_and_only_the_first_writes(alone):
+    group = Group(alone.folder.parent / "two")
+    assert group.wait() == [0, 0], group.read("err-0") + group.read("err-1")
+    same_numbers(group.rows(), alone.rows())
+    assert "4 cpu devices in 2 processes, 125 images of a batch each" in group.read("out-0")
+    assert all(line.startswith("[Gloo]") for line in group.read("out-1").splitlines())  # the transport's own
+    assert not (group.folder / "none").exists()
+    assert (group.workdir / "result.json").exists()
+
+
+def test_killed_or_stopped_one_of_two_ends_the_other_and_the_run_goes_on_on_any_devices(alone):
+    folder = alone.folder.parent / "interrupted"
+    killed = Group(folder)
+    killed.until_saved()
+    killed.children[1].kill()
+    began = time.monotonic()
+    codes = killed.wait(60)
+    assert time.monotonic() - began < 30
+    assert codes[1] == -signal.SIGKILL and codes[0] != 0
+    assert re.search("another (process|task)", killed.read("err-0"))
+    first = killed.last_saved()
+
+    stopped = Group(folder)
+    stopped.until(lambda: stopped.last_saved() > first)
+    stopped.children[1].send_signal(signal.SIGTERM)
+    assert stopped.wait(60) == [143, 143], stopped.read("err-0") + stopped.read("err-1")
+    assert "resuming" in stopped.read("out-0")
+
+    # One process on one device restores what four devices of two processes saved, each only a part of a batch theirs.
+    resumed = Group(folder, number=1, devices=1)
+    assert resumed.wait() == [0], resumed.read("err-0")
+    assert "resuming" in resumed.read("out-0")
+    same_numbers(resumed.rows(), alone.rows())
+
+
+def section(**changes):
+    return ConfigDict(ANYWHERE | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coordinator": "host:1"},
+        {"num_processes": 2},
+        {"coordinator": "host", "num_processes": 2, "process_id": 0},
+        {"coordinator": "host:1", "num_processes": 2, "process_id": 2},
+    ],
+)
+def test_an_incomplete_section_is_refused(changes):
+    with pytest.raises(InputError, match="give all three"):
+        processes.join(section(**changes))
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "1"}, False),  # a batch script: no step of its own
+        (
+            {
+                "SLURM_NTASKS": "4",
+                "SLURM_JOB_ID": "1",
+                "SLURM_STEP_NODELIST": "n[1-2]",
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+            },
+            True,
+        ),
+        (
+            {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+            False,
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}, True),
+    ],
+)
+def test_what_a_cluster_says_of_its_processes(monkeypatch, environment, several):
+    for names in processes._CLUSTERS:
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.are_several(section()) == several
+    assert not processes.are_several(section(num_processes=1))
+
+
+def test_a_sweep_is_one_process(tmp_path):
+    config = read_config(SMOKE, ["--config.parallel.num_processes=2"])
+    with pytest.raises(InputError, match="a sweep"):
+        sweep.sweep(config, str(tmp_path / "sweep"), [0])
+    assert not (tmp_path / "sweep").exists()
