@@ -36,12 +36,12 @@ def get_config():
             "coarse_dropout": {"size": 8, "p": 0.5},
             "cutout": {"size": 8, "p": 0.0},
             "to_gray": {"p": 0.05},
-            "mixup": {"alpha": 0.2, "p": 0.0},
+            "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0},
             "cutmix": {"alpha": 1.0, "p": 0.0},
         }
     )
-    config.optim = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4})
-    config.schedule = ConfigDict({"name": "one_cycle", "learning_rate": 0.4, "warmup_fraction": 0.25})
+    config.optim = ConfigDict({"name": "sgd", "momentum": 0.9, "b2": 0.999, "nesterov": True, "weight_decay": 5e-4})
+    config.schedule = ConfigDict({"name": "one_cycle", "learning_rate": 0.4, "warmup_fraction": 0.25, "final_fraction": 0.0})
     config.ema = ConfigDict({"decay": 0.0})
     config.train = ConfigDict({"batch_size": 128, "epochs": 60, "label_smoothing": 0.1})
     config.checkpoint = ConfigDict({"every_epochs": 1, "every_seconds": 60.0})

@@ -42,6 +42,7 @@ def test_bad_keys_and_types(refused, override, said):
         (["model.num_classes=7"], ["model.num_classes", "got 7", "expected 10", "--config.model.num_classes=10"]),
         (["model.widths=(64,128,192,256)"], ["parameters", "fewer than 100,000", "lower model.widths"]),
         (["budget.receptive_field=83"], ["receptive field of 83", "more than 83", "variant"]),
+        (["optim.name=adamw"], ["optim.nesterov: got True beside adamw", "expected False"]),
         (["data.source=folder"], ["data.dir", "got nothing", "--config.data.dir=FOLDER"]),
     ],
 )

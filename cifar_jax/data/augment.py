@@ -42,7 +42,7 @@ _SECTIONS = {
     "coarse_dropout": {"size": _SIZE, "p": _PROBABILITY},
     "cutout": {"size": _SIZE, "p": _PROBABILITY},
     "to_gray": {"p": _PROBABILITY},
-    "mixup": {"alpha": _ALPHA, "p": _PROBABILITY},
+    "mixup": {"alpha": _ALPHA, "p": _PROBABILITY, "ramp": (float, 0.0, 1.0, "a fraction of the epochs from 0 to 1")},
     "cutmix": {"alpha": _ALPHA, "p": _PROBABILITY},
 }
 # What the host's Albumentations do not do here.
