@@ -9,7 +9,7 @@ from cifar_jax import port
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import TrainState
 from cifar_jax.steps import make_train_step
-from tests.parity.twins import ALL_VARIANTS, EITHER_KERNELS, distance, draw_batches, flatten, make_twins, to_torch, torch
+from tests.parity.twins import UPDATES, distance, draw_batches, flatten, make_twins, to_torch, torch
 
 NUM_STEPS = 20
 OPTIM = ConfigDict({"name": "sgd", "momentum": 0.9, "b2": 0.999, "nesterov": True, "weight_decay": 0.01})
@@ -39,8 +39,7 @@ def torch_run(twins, batches, num_steps=NUM_STEPS, optim=OPTIM, schedule=SCHEDUL
         yield flatten({"params": port.from_state_dict(model.state_dict(), twins.config)["params"]})
 
 
-@EITHER_KERNELS
-@ALL_VARIANTS
+@UPDATES
 def test_twenty_steps_in_float64(variant, kernels):
     """1e-8 of a tensor's largest number, at every step: float64's 1e-16 may grow a little with each update."""
     with jax.enable_x64(True):
@@ -81,8 +80,7 @@ def test_the_average_of_weights_and_means():
         assert min(distance(ours[key], newest[key]) for key in newest) > 1e-5  # an average, not the newest
 
 
-@EITHER_KERNELS
-@ALL_VARIANTS
+@UPDATES
 def test_one_step_in_float32_is_as_near_to_float64_as_pytorch(variant, kernels):
     """Both sides round; ours may be no further from float64 than four times PyTorch's distance, on the whole."""
     (batch,) = draw_batches(1)

@@ -22,6 +22,10 @@ EITHER_KERNELS = pytest.mark.parametrize("kernels", KERNELS)
 # `gated` takes as long to compile as all others: test_gated_layers.py has a short one.
 SLOW = {"gated": pytest.mark.slow}
 ALL_VARIANTS = pytest.mark.parametrize("variant", [pytest.param(name, marks=SLOW.get(name, ())) for name in VARIANTS])
+# Updates take long to compile. Kernels are compared layer by layer elsewhere: for a second kind of them one network will do.
+UPDATES = pytest.mark.parametrize(
+    "variant, kernels", [*((name, KERNELS[-1]) for name in VARIANTS if name not in SLOW), *(("mixed", k) for k in KERNELS[:-1])]
+)
 BATCH = 6
 
 
