@@ -16,6 +16,7 @@ def get_config():
     config = base.get_config()
     config.model.variant = "gated"
     config.model.widths = (48, 48, 80, 80)
+    config.model.dtype = "bfloat16"
     config.augment.backend = "device"
     config.augment.translate = {"padding": 4, "p": 1.0}
     config.augment.shift_scale_rotate = {"shift": 0.0, "scale": 0.0, "rotate": 15.0, "p": 0.95}
@@ -29,4 +30,5 @@ def get_config():
     config.train.batch_size = 256
     config.train.epochs = 200
     config.train.label_smoothing = 0.0
+    config.checkpoint.every_epochs = 10
     return config

@@ -1,9 +1,10 @@
-"""Convolutions in the forms that are fast on a CPU, as pure functions of (x, kernel).
+"""Convolutions in the forms that are fast on a CPU and on a GPU, as pure functions of (x, kernel).
 
-XLA's own grouped and small dense convolutions are several times slower there: a 1x1 convolution is written as a matrix
+XLA's own grouped and small dense convolutions are several times slower on a CPU: a 1x1 convolution is written as a matrix
 product, a dense k x k one as im2col and a matrix product, a depthwise one as k*k shifted multiply-adds whose weight
 gradient is taken over groups of images. All are exact: they equal lax.conv_general_dilated up to the
-order of the sums. Elsewhere large depthwise kernels, whose gradient would be a thousand small steps, are left to it.
+order of the sums. Elsewhere all are convolutions over all channels, which matrix units are made for: a grouped one, and
+most of all its gradient, takes several times as long there.
 
 Shapes: x is (b, h, w, c); kernels are HWIO. `padding` is that of PyTorch: the same number of zeros on every side, so the
 output has (h + 2 * padding - dilation * (k - 1) - 1) // stride + 1 rows.
@@ -17,6 +18,7 @@ from jax import lax
 
 # Images whose products are added at once in the depthwise weight gradient; 16 is no faster and compiles for longer.
 _GROUP_SIZE = 8
+_ROW = 512  # numbers in a row of an image up to which, on a GPU, a matrix product over the whole row is the fastest
 _LARGE = 5  # the side of a kernel from which on that gradient has too many taps to be written out
 
 
@@ -50,6 +52,8 @@ def conv_dense(x, kernel, *, stride=1, dilation=1, padding=0):
     k, _, c, features = kernel.shape
     if k == 1 and stride == 1 and padding == 0:
         return conv_pointwise(x, kernel)
+    if jax.default_backend() != "cpu":
+        return _conv(x, kernel, stride, dilation, padding)
     rows = output_size(x.shape[1], k, stride, dilation, padding)
     cols = output_size(x.shape[2], k, stride, dilation, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -61,19 +65,43 @@ def conv_dense(x, kernel, *, stride=1, dilation=1, padding=0):
 
 def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0):
     """k x k convolution of each channel by itself. kernel: (k, k, 1, c)."""
+    if jax.default_backend() != "cpu":
+        same = stride == 1 and kernel.shape[0] % 2 and 2 * padding == dilation * (kernel.shape[0] - 1)
+        if same and x.shape[2] * x.shape[3] <= _ROW:
+            return _conv_banded(x, kernel, dilation)
+        return _conv(x, kernel * jnp.eye(x.shape[-1], dtype=kernel.dtype), stride, dilation, padding)
     if kernel.shape[0] < _LARGE:
         return _depthwise(x, kernel[:, :, 0], stride, dilation, padding)
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            [(padding, padding)] * 2,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1],
-        )
     return _depthwise_large(x, kernel[:, :, 0], stride, dilation, padding)
+
+
+def _conv(x, kernel, stride, dilation, padding):
+    """XLA's own convolution over all channels."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _conv_banded(x, kernel, dilation):
+    """Depthwise convolution that keeps the size: a row of the image, w * c numbers, times a banded matrix a kernel row.
+
+    Nearly all of a matrix is zeros. What is left over the other forms: no tensor with few channels, whose every access
+    would be padded, and no dilation, because rows of the same remainder lie side by side as a column of their own.
+    """
+    b, h, w, c = x.shape
+    k = kernel.shape[0]
+    shifts = (jnp.arange(k) - k // 2) * dilation
+    seen = jnp.arange(w)[:, None] - jnp.arange(w) == shifts[:, None, None]  # tap, column read, column written
+    bands = jnp.einsum("juv,ijc->iucv", seen.astype(kernel.dtype), kernel[:, :, 0])
+    matrices = (bands[..., None] * jnp.eye(c, dtype=kernel.dtype)[:, None]).reshape(k, 1, w * c, w * c)
+    x = _pad_axis(x, 1, 0, -h % dilation).reshape(b, -1, dilation, w * c)
+    y = lax.conv_general_dilated(x, matrices, (1, 1), [(k // 2, k // 2), (0, 0)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y.reshape(b, -1, w, c)[:, :h]
 
 
 def average(x, size: int):

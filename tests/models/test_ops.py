@@ -142,12 +142,22 @@ def test_depthwise_weight_gradient_of_bfloat16_is_summed_in_float32(k):
     assert gradient[k // 2, k // 2, 0, 0] == x.size  # a bfloat16 count of ones ends at 256
 
 
-def test_elsewhere_than_on_a_cpu_a_large_depthwise_kernel_is_a_convolution(monkeypatch):
-    x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((7, 7, 1, 3))
-    window = {"dilation": 3, "padding": 9}
+GPU = {
+    "banded": Geometry((2, 8, 9, 3), 3, 1, 1, 1),
+    "banded, dilated, rows left over": Geometry((2, 8, 9, 3), 7, 1, 3, 9),
+    "even kernel": Geometry((2, 8, 9, 3), 4, 1, 2, 3),
+    "strided": Geometry((2, 9, 9, 3), 3, 2, 1, 1),
+    "shrinking": Geometry((2, 9, 9, 3), 3, 1, 2, 1),
+    "wide rows": Geometry((1, 4, 103, 5), 3, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("geometry", GPU.values(), ids=GPU)
+def test_the_forms_of_a_gpu_are_exact_too(geometry, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    ours = jax.make_jaxpr(lambda x, kernel: ops.conv_depthwise(x, kernel, **window))(x, kernel)
-    assert str(ours) == str(jax.make_jaxpr(lambda x, kernel: reference(x, kernel, **window))(x, kernel))
+    channels = geometry.shape[-1]
+    check_float64(ops.conv_depthwise, geometry, (geometry.kernel, geometry.kernel, 1, channels), **geometry.window)
+    check_float64(ops.conv_dense, geometry, (geometry.kernel, geometry.kernel, channels, 4), **geometry.window)
 
 
 def test_average_is_pytorchs_with_zeros_around():
