@@ -5,8 +5,9 @@ T2 is depthwise-separable; only kernels decay; sharpness is drawn on both sides 
 probability of mixup, not its strength, that rises over the first half, to the same distribution of shares.
 
 Command: python run.py --config configs/record.py
-Cost: not measured.
-Score: not measured.
+Cost: one H100: 1.2 s an epoch, 4 minutes, and up to 2.5 minutes of compilation; 2 CPU cores: 10 minutes an epoch.
+Score: no final one yet. Seed 0, stopped amid epoch 180 of 200: 93.99 % of the test images (9399 of 10,000) in float32,
+       n = 1; the course of it: results/record-seed-0.csv.
 """
 
 from configs import base
