@@ -41,6 +41,16 @@ def make_mesh(num_devices: int, batch_size: int) -> Mesh | None:
     return Mesh(np.array(of_process).ravel(), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def meet(mesh: Mesh | None) -> None:
+    """Makes the first exchange over the mesh: its transport gives up on processes that come 30 s late, as they may to the first
+    step, which not all compile in the same time. To be called where all are known to be.
+    """
+    if mesh is not None:
+        numbers = place(np.ones(mesh.size, np.float32), mesh, P(AXIS))
+        add = jax.jit(split(lambda _, numbers: jax.lax.psum(numbers.sum(), AXIS), mesh))
+        jax.block_until_ready(add(place(np.float32(0), mesh), numbers))
+
+
 def split(step, mesh: Mesh | None):
     """The step on a batch that is split over the mesh, from values that lie whole on each device, to such values.
 

@@ -4,15 +4,19 @@ does it; one process needs none of it, and then nothing here changes anything.
 Process 0 alone reads and writes the workdir and logs; what it finds there the others are told.
 """
 
+import collections
 import contextlib
 import itertools
 import json
 import os
+import threading
+import time
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cifar_jax import stopping
 from cifar_jax.errors import InputError, RunError
 
 HEARTBEAT_SECONDS = 10  # a process that has been silent for so long is taken for dead, and the others end
@@ -52,15 +56,42 @@ def join(parallel) -> None:
             "HOST:PORT of process 0, how many there are, and which this is, from 0 on; give all three"
         )
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from stopping.py
-    seconds = {"initialization_timeout": JOIN_SECONDS, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
     try:
-        jax.distributed.initialize(address, count, index, **seconds)
+        _meet(address, count, index)
     except Exception as error:  # of many kinds, by cluster and transport
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(
-            f"parallel: the processes of the run have not met ({reason}); start all of them with the same coordinator, or set "
-            "parallel.num_processes=1 for this one alone"
+            f"parallel: the processes of the run have not met ({reason}); start all of them with the same coordinator, a free "
+            "port and a process_id of its own each, or set parallel.num_processes=1 for this one alone"
         ) from error
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            f"parallel: got processes of {sorted(counts.values())} devices, expected as many in each; give all of them the same"
+        )
+
+
+def _meet(address, count, index) -> None:
+    """jax.distributed.initialize, in a thread: it hears no signal, and at the end of its own time aborts the process."""
+    errors = []
+
+    def initialize():
+        try:
+            seconds = {"initialization_timeout": JOIN_SECONDS + 60, "heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+            jax.distributed.initialize(address, count, index, **seconds)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=initialize, daemon=True)
+    deadline = time.monotonic() + JOIN_SECONDS
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+        stopping.check()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not all were there within {JOIN_SECONDS} s")
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager
@@ -72,7 +103,7 @@ def ends_of_others():
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):  # its own lack of memory
             raise
         reason = " ".join(str(error).split())[:200]
         raise RunError(
@@ -110,11 +141,29 @@ def state_from_first(state):
     return multihost_utils.broadcast_one_to_all(state) if jax.process_count() > 1 else state
 
 
+def together(make):
+    """Returns make() of each process; an InputError in any is raised in all, before anything else is done."""
+    value = error = None
+    try:
+        value = make()
+    except InputError as raised:
+        error = raised
+    if highest(error is not None):
+        raise error or InputError("another process of the run has refused to begin; its output says why; start all of them again")
+    return value
+
+
 def check_same(name: str, value: str) -> None:
-    """Raises InputError where this process has another value than process 0."""
+    """Raises InputError in all processes where one has another value than process 0."""
     first = from_first(lambda: value)
-    if first != value:
-        raise InputError(f"{name}: got {value} in process {jax.process_index()}, expected {first} as in process 0; use the same")
+
+    def compare():
+        if first != value:
+            raise InputError(
+                f"{name}: got {value} in process {jax.process_index()}, expected {first} as in process 0; use the same"
+            )
+
+    together(compare)
 
 
 def make_agreement(number, every: int = 16):

@@ -19,7 +19,7 @@ from cifar_jax.device import check_device
 from cifar_jax.epoch import Progress, check_finite
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.log import RunLog
-from cifar_jax.mesh import AXIS, make_mesh, place, split
+from cifar_jax.mesh import AXIS, make_mesh, meet, place, split
 from cifar_jax.models import create_model, why_not_native
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.pipeline import make_pipeline
@@ -41,20 +41,34 @@ def train(config, directory: str | os.PathLike) -> dict:
     check_config(config)
     budget.check_budget(config.model, config.budget)
     processes.join(config.parallel)
-    _check_same_config(config)
-    if result := processes.from_first(functools.partial(_begin, path, config)):
-        return result
+    with processes.ends_of_others():
+        _check_same_config(config)
+        if result := processes.from_first(functools.partial(_begin, path, config)):
+            return result
+        mesh, dataset = processes.together(functools.partial(_load, config))
+        kept, held_out = split_training(dataset, config)
+        processes.check_same("data", data := fingerprint(dataset))
+        processes.check_same("model.kernels", workdir.describe_kernels(config))
+        meet(mesh)
+        with _open_workdir(path, config, data, keep_best=bool(len(held_out))) as (result, checkpoints):
+            return result or _run(config, path, dataset, kept, held_out, checkpoints, mesh)
+
+
+def _load(config):
+    """(mesh, dataset): what a process brings to the run."""
     check_device()
     mesh = make_mesh(config.parallel.devices, config.train.batch_size)
     with stopping.interruptible():
-        dataset = load_dataset(config.data.source, config.data.dir)
-    kept, held_out = split_training(dataset, config)
-    processes.check_same("data", data := fingerprint(dataset))
-    with contextlib.ExitStack() as opened:
-        opened.enter_context(processes.ends_of_others())
-        checkpoints = None  # but in the first process
+        return mesh, load_dataset(config.data.source, config.data.dir)
 
-        def open_workdir():
+
+@contextlib.contextmanager
+def _open_workdir(path, config, data, *, keep_best):
+    """Gives (the result of a run that has finished meanwhile, the Checkpoints), the latter None but in the first process."""
+    checkpoints = None
+    with contextlib.ExitStack() as opened:
+
+        def open_first():
             nonlocal checkpoints
             opened.enter_context(errors_of_writing(path))
             opened.enter_context(workdir.lock(path))
@@ -62,20 +76,25 @@ def train(config, directory: str | os.PathLike) -> dict:
                 return result
             newest = find_newest(path / "checkpoints")
             workdir.create(path, config, data)
-            files = Checkpoints(path / "checkpoints", keep_best=bool(len(held_out)), resume_from=newest)
+            files = Checkpoints(path / "checkpoints", keep_best=keep_best, resume_from=newest)
             checkpoints = opened.enter_context(files)
             return None
 
-        return processes.from_first(open_workdir) or _run(config, path, dataset, kept, held_out, checkpoints, mesh)
+        yield processes.from_first(open_first), checkpoints
 
 
 def _check_same_config(config) -> None:
-    """Raises InputError where process 0 was started with another config."""
+    """Raises InputError in all processes where one was started with another config than process 0."""
     first = processes.from_first(lambda: to_json(config))
-    if differing := [key for key in differing_keys(first, config) if not may_differ(key.split()[0])]:
-        raise InputError(
-            f"config: process {jax.process_index()} got another than process 0: {', '.join(differing)}; start all with the same"
-        )
+
+    def compare():
+        differing = {said.split()[0]: said for said in differing_keys(first, config)}
+        if wrong := [said for key, said in differing.items() if not may_differ(key) or key == "parallel.devices"]:
+            raise InputError(
+                f"config: process {jax.process_index()} got another than process 0: {', '.join(wrong)}; start all with the same"
+            )
+
+    processes.together(compare)
 
 
 def _begin(path, config) -> dict | None:
@@ -193,12 +212,21 @@ def _train_epochs(config, run_epoch, watch, state, start, *, steps_per_epoch, sc
         if signal or (checkpoints and checkpoints.is_due(config.checkpoint.every_seconds)):
             progress = get_progress()
             save(state, int(state.step), progress)
+            end(signal)
+
+    def end(signal):
+        """Stops the run, if a signal has come: all processes at once, since whoever left first would end the others."""
+        if signal:
+            if checkpoints:
+                checkpoints.wait()
+            processes.highest(0)
             stopping.stop(signal)
 
-    received_amid = processes.make_agreement(stopping.received)
+    # On the device this is asked once a program, which is many steps.
+    received_amid = processes.make_agreement(stopping.received, 1 if config.augment.backend == "device" else 16)
     counts, first, started = None, True, time.perf_counter()
     for epoch in range(len(log.rows) + 1, config.train.epochs + 1):
-        stopping.stop(processes.highest(stopping.received()))
+        end(processes.highest(stopping.received()))
         state, progress = run_epoch(state, epoch, start=start, save=save_amid)
         began, start = time.perf_counter(), Progress()
         split, counts = watch(state)

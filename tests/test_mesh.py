@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from benchmarks import scaling
 from cifar_jax import mesh
 from cifar_jax.budget import summarize
+from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import read_config
 from cifar_jax.errors import InputError
 from cifar_jax.models import describe
@@ -66,6 +68,17 @@ def test_several_devices_train_to_the_numbers_of_one(rows, pipeline, devices):
     losses = np.array(rows[pipeline, devices])[:, 0]
     assert losses[1] < losses[0]  # they learn
     assert rows["host", 1] != rows["device", 1]
+
+
+def test_a_state_that_two_devices_saved_is_restored_exactly_onto_one_and_back(tmp_path):
+    both = mesh.make_mesh(2, 2)
+    state = {"kernel": np.random.default_rng(0).standard_normal((3, 4), np.float32), "step": np.int32(7)}
+    with Checkpoints(tmp_path / "checkpoints", keep_best=False) as files:
+        files.save(7, mesh.place(state, both), {"rows": []})
+    with Checkpoints(tmp_path / "checkpoints", keep_best=False, resume_from=7) as files:
+        restored, _ = files.restore(jax.device_put(jax.tree.map(np.zeros_like, state)))
+    assert restored["kernel"].devices() == {jax.devices()[0]}
+    chex.assert_trees_all_equal(restored, state, mesh.place(restored, both))
 
 
 def test_by_default_the_most_devices_that_divide_the_batch_are_taken():

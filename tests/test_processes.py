@@ -24,10 +24,14 @@ OPTIONS = [
     "model.widths=(4,5,6,7)",
     "train.batch_size=500",
     "train.epochs=3",
+    "schedule.learning_rate=0.02",  # low: training makes little of differences in rounding
     "log.tensorboard=false",
     "checkpoint.every_seconds=0.3",
 ]
 NUMBERS = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "eval_examples")
+
+
+REFUSED = "another process of the run has refused to begin; its output says why; start all of them again\n"
 
 
 def free_port():
@@ -37,9 +41,12 @@ def free_port():
 
 
 class Group:
-    """The processes of one run, begun one after the other; those but the first are given a workdir that they must not make."""
+    """The processes of one run, begun one after the other; those but the first are given a workdir that they must not make.
 
-    def __init__(self, folder, *overrides, number=2, devices=2):
+    last: an override of the last process alone.
+    """
+
+    def __init__(self, folder, *overrides, number=2, devices=2, last=None):
         self.folder, self.workdir = folder, folder / "run"
         folder.mkdir(exist_ok=True)
         environment = os.environ | {
@@ -54,6 +61,8 @@ class Group:
             flags = [*OPTIONS, *overrides]
             if number > 1:
                 flags += [f"parallel.coordinator={address}", f"parallel.num_processes={number}", f"parallel.process_id={index}"]
+            if last and index == number - 1:
+                flags.append(last)
             command = [sys.executable, str(ROOT / "run.py"), "--config", SMOKE, "--workdir", str(workdir)]
             with open(folder / f"out-{index}", "w") as out, open(folder / f"err-{index}", "w") as err:
                 arguments = command + [f"--config.{flag}" for flag in flags]
@@ -68,8 +77,10 @@ class Group:
             for child in self.children:
                 child.kill()
 
-    def until(self, holds):
+    def until(self, holds, seconds=240):
+        deadline = time.monotonic() + seconds
         while not holds():
+            assert time.monotonic() < deadline
             assert all(child.poll() is None for child in self.children), self.read("err-0") + self.read("err-1")
             time.sleep(0.05)
 
@@ -97,9 +108,11 @@ def alone(tmp_path_factory):
 
 
 def same_numbers(rows, expected):
-    # The loss of the first epoch's ten steps, in float32; what is counted after them may differ by an image.
-    np.testing.assert_allclose(rows[0][0], expected[0][0], rtol=1e-3)
-    assert len(rows) == len(expected) and rows[0][-1] == expected[0][-1]
+    # Thirty steps in float32. Seen: losses that differ by 2e-4, and two of 1000 images.
+    for name, tolerance in {"train_loss": 1e-3, "eval_loss": 1e-3, "train_accuracy": 5e-3, "eval_accuracy": 5e-3}.items():
+        ours, theirs = ([row[NUMBERS.index(name)] for row in some] for some in (rows, expected))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance, err_msg=name)
+    assert [row[-1] for row in rows] == [row[-1] for row in expected]
 
 
 def test_two_processes_train_to_the_numbers_of_one_and_only_the_first_writes(alone):
@@ -135,6 +148,46 @@ def test_killed_or_stopped_one_of_two_ends_the_other_and_the_run_goes_on_on_any_
     assert resumed.wait() == [0], resumed.read("err-0")
     assert "resuming" in resumed.read("out-0")
     same_numbers(resumed.rows(), alone.rows())
+
+
+def test_another_seed_in_one_of_two_is_refused_by_both_and_nothing_is_written(tmp_path):
+    group = Group(tmp_path / "differing", last="seed=5")
+    assert group.wait() == [2, 2]
+    assert group.read("err-0") == "error: " + REFUSED
+    assert "error: config: process 1 got another than process 0: seed (0 there, 5 here); start all" in group.read("err-1")
+    assert not group.workdir.exists()
+
+
+# The others never come. A process of its own: JAX joins but once.
+ABSENT = """
+import sys
+from cifar_jax import processes, stopping
+from cifar_jax.config import ANYWHERE
+from cifar_jax.errors import InputError
+from ml_collections import ConfigDict
+
+stopping.listen()
+processes.JOIN_SECONDS = int(sys.argv[2])
+try:
+    processes.join(ConfigDict(ANYWHERE | {"coordinator": sys.argv[1], "num_processes": 2, "process_id": 0}))
+except InputError as error:
+    print(error, flush=True)
+except stopping.Stopped as stopped:
+    print("stopped", stopped, flush=True)
+import os
+os._exit(0)
+"""
+
+
+def test_an_absent_process_is_waited_for_within_bounds_and_a_signal_ends_the_waiting():
+    def begin(seconds):
+        command = [sys.executable, "-c", ABSENT, f"127.0.0.1:{free_port()}", seconds]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    short, long = begin("1"), begin("100")
+    assert "not all were there within 1 s" in short.communicate(timeout=60)[0]
+    long.terminate()  # imported as long ago as the other
+    assert long.communicate(timeout=60)[0].strip() == f"stopped {signal.SIGTERM:d}"
 
 
 def section(**changes):
