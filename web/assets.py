@@ -1,4 +1,4 @@
-"""What the page needs of a trained network, written to web/public before the page is built: `python -m web.assets`.
+"""What the page needs of a trained network, written to web/public before npm builds the page.
 
 model.onnx: as `run.py export` writes it, with a second output, activation_maps: float32 (n, classes, h, w), what each place
 of the last map adds to each logit; the mean over the places is the logit. model.json: what the page says of the network,
@@ -11,8 +11,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from benchmarks.measure import run
-from cifar_jax import arguments, export, onnx_file
+from cifar_jax import export, onnx_file
 from cifar_jax.budget import summarize
 from cifar_jax.classifier import load_network
 from cifar_jax.data.dataset import CIFAR10_CLASSES, Split
@@ -21,7 +20,6 @@ from cifar_jax.errors import InputError
 from cifar_jax.files import replace_file
 from cifar_jax.weights import Weights
 
-PUBLIC = pathlib.Path(__file__).parent / "public"
 BATCH_SIZE = 500
 
 
@@ -62,8 +60,8 @@ def describe(name: str, weights: Weights, content: bytes, test: Split) -> dict:
     }
 
 
-def write_assets(name: str, public: pathlib.Path = PUBLIC) -> dict:
-    """Writes the files of a committed name or a weights file; returns what model.json holds.
+def write_assets(name: str, public: pathlib.Path) -> dict:
+    """Writes the files of a committed name or a weights file into `public`; returns what model.json holds.
 
     Raises InputError where the extra `export` is missing or the network has other classes than CIFAR-10, RunError where the
     file would differ from JAX; then nothing is written.
@@ -83,16 +81,3 @@ def write_assets(name: str, public: pathlib.Path = PUBLIC) -> dict:
     replace_file(public / "model.json", (json.dumps(described, indent=2) + "\n").encode())
     replace_file(public / "model.onnx", content)
     return described
-
-
-def main(argv) -> int:
-    parser = arguments.Parser(prog="python -m web.assets", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--weights", type=arguments.path, default="base", help="a committed name or a weights file")
-    described = write_assets(parser.parse_args(argv).weights)
-    test = described["test"]
-    print(f"{PUBLIC}: {described['name']}, {test['correct']} of {test['examples']} test images right; now build the page")
-    return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -3,7 +3,7 @@ import { fileURLToPath } from "node:url";
 import { defineConfig } from "vite";
 
 if (!existsSync(fileURLToPath(new URL("public/model.onnx", import.meta.url)))) {
-  throw new Error("web/public/model.onnx does not exist; write it with `python -m web.assets` (extra: export)");
+  throw new Error("web/public/model.onnx does not exist; `python -m web.build` writes it and builds the page");
 }
 
 export default defineConfig({

@@ -32,7 +32,6 @@ async function select(image, network) {
   });
   showMap();
   find("result").hidden = false;
-  find("result").dataset.image = image.name;
   const [first, second] = best.map((index) => `${classes[index]} ${percent(probabilities[index])}`);
   say(`${image.name}: ${first}, then ${second}.`);
 }
@@ -75,10 +74,10 @@ function addImage(list, name, pixels, network) {
   return image;
 }
 
-/** Reads files that a visitor gave; shows the first that is an image, and says which are none. */
+/** Reads files that a visitor gave; shows the first that is an image, and says which are none, a line each. */
 async function addFiles(files, network) {
   const added = [];
-  const refused = [];
+  const refused = files.length ? [] : ["There is no file in it; save the image and choose or drop the file."];
   for (const file of files) {
     try {
       added.push(addImage(find("own"), file.name, await readImage(file), network));
@@ -86,7 +85,7 @@ async function addFiles(files, network) {
       refused.push(`${file.name}: ${error.message}.`);
     }
   }
-  find("problem").textContent = refused.join(" ");
+  find("problem").textContent = refused.join("\n");
   find("own-images").hidden = find("own").childElementCount === 0;
   if (added.length) {
     await select(added[0], network);
@@ -115,7 +114,7 @@ async function addSamples(network) {
   const { classes, samples } = network.about;
   const read = classes.map(async (name) => readImage(await (await fetchWhole(`samples/${name}.png`)).blob()));
   const images = (await Promise.all(read)).map((pixels, i) =>
-    addImage(find("samples"), `${classes[i]}, test image ${samples[i]}`, pixels, network),
+    addImage(find("samples"), `Test image ${samples[i]} (${classes[i]})`, pixels, network),
   );
   await select(images[0], network);
 }

@@ -1,7 +1,9 @@
-// An image file to the pixels that the network takes: upright as its EXIF says, what is transparent over white, 32 x 32.
+// An image file to the pixels that the network takes: upright as its EXIF says, what is transparent over white,
+// of an animation the first picture, 32 x 32.
 
 import { mostRows, resize } from "./resize.js";
 
+const MOST_PIXELS = 2 ** 26; // as Python
 const MOST_SIDE = 16384; // of a canvas, in the browsers that allow least
 
 /** Returns RGB bytes (32, 32, 3) of a Blob; throws an Error that says why it is no image for this page. */
@@ -10,13 +12,14 @@ export async function readImage(blob) {
   try {
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }); // as Python: colour profiles are ignored
   } catch {
-    throw new Error("this browser cannot read it as an image; choose a PNG, JPEG, WebP or BMP file");
+    throw new Error("no image that this browser can read, or one far too large; choose a PNG, JPEG, WebP or BMP file");
   }
   try {
-    if (Math.max(bitmap.width, bitmap.height) > MOST_SIDE) {
-      throw new Error(`it has ${bitmap.width} × ${bitmap.height} pixels; choose one of at most ${MOST_SIDE} a side`);
+    const { width, height } = bitmap;
+    if (width * height > MOST_PIXELS || Math.max(width, height) > MOST_SIDE) {
+      throw new Error(`${width} × ${height} pixels; choose one of at most 64 million, and ${MOST_SIDE} a side`);
     }
-    return resize(rowsOf(bitmap), bitmap.width, bitmap.height);
+    return resize(rowsOf(bitmap), width, height);
   } finally {
     bitmap.close();
   }
