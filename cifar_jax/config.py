@@ -46,7 +46,7 @@ CHOICES = {
     "schedule.name": ("one_cycle", "cosine", "constant"),
     "log.progress": ("auto", "bar", "lines", "off"),
 }
-TYPES = {"data.dir": str, "optim.nesterov": bool, "parallel.coordinator": str, "log.tensorboard": bool}
+TYPES = {"init.weights": str, "data.dir": str, "optim.nesterov": bool, "parallel.coordinator": str, "log.tensorboard": bool}
 KNOWN = {*RANGES, *CHOICES, *TYPES, "model.widths"}  # and the augment section, which augment.check_augment knows
 
 
@@ -173,9 +173,11 @@ def from_json(values: dict) -> ConfigDict:
     model = {"kernels": "xla"} | values["model"] | {"widths": tuple(values["model"]["widths"])}
     checkpoint = {"every_seconds": 0.0} | values["checkpoint"]
     parallel = ANYWHERE | values.get("parallel", {})
+    init = {"weights": ""} | values.get("init", {})
     augment = _NOT_AUGMENTED | values["augment"]
     augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
-    return ConfigDict(values | {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel}).lock()
+    sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel, "init": init}
+    return ConfigDict(values | sections).lock()
 
 
 def differing_keys(one, other) -> list[str]:
