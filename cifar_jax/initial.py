@@ -9,8 +9,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from ml_collections import ConfigDict
 
-from cifar_jax.device import check_device
 from cifar_jax.errors import InputError
 from cifar_jax.models import create_model
 from cifar_jax.state import TrainState
@@ -28,12 +28,11 @@ def read_initial(config) -> Weights | None:
     name = config.init.weights
     if not name:
         return None
-    check_device()
     try:
         found = load_weights(name)
     except InputError as error:
         raise InputError(f"init.{error}") from error  # it begins with "weights"
-    model = create_model(config.model)
+    model = create_model(ConfigDict(config.model.to_dict() | {"kernels": "xla"}))  # others would be compiled for their shapes
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     given = found.variables
     if len(found.classes) != config.model.num_classes:
