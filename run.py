@@ -63,6 +63,11 @@ def make_parser() -> arguments.Parser:
         output=file | {"required": True, "metavar": "MODEL.onnx", "help": "MODEL.onnx, MODEL.int8.onnx or MODEL.stablehlo"},
         json=as_json,
     )
+    verb(
+        "report",
+        "write report.html: goals, curves, mistakes, calibration, receptive field of a finished run",
+        workdir=folder | {"action": "append", "required": True, "help": "the folder of a finished run; again: runs to compare"},
+    )
     verb("data", "fetch the data, verify it, say where it lies", config=file | {"default": str(BASE)})
     return parser
 
@@ -150,6 +155,12 @@ def export(flags, overrides):
     show(json.dumps(report) if flags.json else export.format_report(report))
 
 
+def report(flags, overrides):
+    from cifar_jax.report import write
+
+    show(write.write_report(flags.workdir, overrides))
+
+
 def data(flags, overrides):
     from cifar_jax import config
     from cifar_jax.data.sources import load_dataset
@@ -188,6 +199,7 @@ def main(argv: list[str]) -> int:
             "evaluate": evaluate,
             "predict": predict,
             "export": export,
+            "report": report,
             "data": data,
         }
         verbs[flags.verb](flags, overrides)

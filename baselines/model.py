@@ -30,6 +30,62 @@ class Separable(nn.Module):
         return torch.relu(x + y if x.shape == y.shape else y)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalization of each position over its channels."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNorm(nn.Module):
+    """3x3 convolution - norm over channels."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.norm = ChannelNorm(channels)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class SeparableNorm(nn.Module):
+    """Depthwise 4x4 of stride 2 - 1x1 - norm over channels."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.conv_dw = nn.Conv2d(in_channels, in_channels, 4, stride=2, padding=1, groups=in_channels, bias=False)
+        self.conv_pw = nn.Conv2d(in_channels, channels, 1)
+        self.norm = ChannelNorm(channels)
+
+    def forward(self, x):
+        return self.norm(self.conv_pw(self.conv_dw(x)))
+
+
+class Gated(nn.Module):
+    """Three windows on parts of the channels - norm over channels - gated pair of 1x1 - 1x1, plus the scaled input."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.parts = [(in_channels + part) // 4 for part in range(4)]
+        _, near, wide, far = self.parts
+        self.conv_near = nn.Conv2d(near, near, 3, padding=1, groups=near)
+        self.conv_wide = nn.Conv2d(wide, wide, 7, padding=3, groups=wide)
+        self.conv_far = nn.Conv2d(far, far, 7, padding=9, dilation=3, groups=far)
+        self.pool = nn.AvgPool2d(3, stride=1, padding=1)
+        self.norm = ChannelNorm(in_channels)
+        self.conv_in = nn.Conv2d(in_channels, 2 * channels, 1)
+        self.conv_out = nn.Conv2d(channels, channels, 1)
+        self.skip = nn.Parameter(torch.ones(channels)) if in_channels == channels else None
+
+    def forward(self, x):
+        same, near, wide, far = x.split(self.parts, 1)
+        seen = torch.cat([same, self.conv_near(near), self.conv_wide(wide), self.conv_far(self.pool(far))], 1)
+        value, gate = self.conv_in(self.norm(seen)).chunk(2, 1)
+        y = self.conv_out(value * torch.tanh(torch.exp(value.clamp(max=4))) * gate)
+        return y if self.skip is None else y + x * self.skip[:, None, None]
+
+
 def strided(w1, w2, w3, w4):
     return {
         "c1_conv": Conv(3, w1, padding=1),
@@ -95,7 +151,20 @@ def early(w1, w2, w3, w4):
     }
 
 
-VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed, "early": early}
+def gated(w1, w2, w3, w4):
+    return {
+        "c1_conv": ConvNorm(3, w1),
+        "c1_gated": Gated(w1, w1),
+        "t1": Gated(w1, w2),
+        "c2_gated": Gated(w2, w2),
+        "t2": SeparableNorm(w2, w3),
+        "c3_gated": Gated(w3, w3),
+        "t3": Gated(w3, w4),
+        "c4_gated": Gated(w4, w4),
+    }
+
+
+VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed, "early": early, "gated": gated}
 
 
 class Network(nn.Module):
@@ -110,6 +179,9 @@ class Network(nn.Module):
         self.pool_last = head == "pointwise"
         self.head = nn.Conv2d(widths[-1], num_classes, 1) if self.pool_last else nn.Linear(widths[-1], num_classes)
         self.apply(init_weights)
+        for layer in self.children():
+            if isinstance(layer, ConvNorm | SeparableNorm | Gated):
+                layer.apply(init_without_relu)
 
     def features(self, x):
         """The last map before pooling."""
@@ -131,6 +203,14 @@ def init_weights(module):
     elif isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         nn.init.zeros_(module.bias)
+
+
+def init_without_relu(module):
+    """PyTorch's own initialization of kernels, but biases of zero."""
+    if isinstance(module, nn.Conv2d):
+        module.reset_parameters()
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def create_model(config):

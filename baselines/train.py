@@ -30,10 +30,12 @@ from cifar_jax.log import RunLog
 
 
 def make_optimizer(model, optim, learning_rate):
-    """SGD; weight decay on kernels only."""
+    """SGD or AdamW; weight decay on kernels only."""
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(optim.momentum, optim.b2))
     return torch.optim.SGD(groups, lr=learning_rate, momentum=optim.momentum, nesterov=optim.nesterov)
 
 
@@ -48,7 +50,8 @@ def make_scheduler(optimizer, schedule, num_steps):
         if step < warmup:
             return (step + 1) / warmup
         done = min((step - warmup) / down, 1.0)
-        return (1 + math.cos(math.pi * done)) / 2 if schedule.name == "cosine" else 1 - done
+        fraction = (1 + math.cos(math.pi * done)) / 2 if schedule.name == "cosine" else 1 - done
+        return schedule.final_fraction + (1 - schedule.final_fraction) * fraction
 
     return LambdaLR(optimizer, factor)
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from cifar_jax.errors import InputError
-from cifar_jax.models import describe
+from cifar_jax.models import describe, gated
 from cifar_jax.models.layers import Layer
 
 IMAGE_SIZE = 32
@@ -16,7 +16,7 @@ FLOAT_BYTES = 4
 class LayerCost:
     """One row of the summary. shape: (h, w, c) after the layer; macs: of one image; receptive_field: of a central unit,
     in input pixels; activation_bytes: the most that must lie in memory at once while it is computed, in float32: its
-    input and output, and what a depthwise convolution hands to the 1x1 one.
+    input and output, and what its parts hand to each other.
     """
 
     name: str
@@ -50,7 +50,7 @@ def summarize(model) -> Summary:
     for layer in describe(model):
         if layer.output_size(size) < 1:
             raise InputError(f"model: layer {layer.name} needs more than its input of {size}x{size}; shrink the map less")
-        field += (layer.kernel - 1) * layer.dilation * jump
+        field += (layer.extent - 1) * jump
         jump *= layer.stride
         cost = _count(layer, size, channels, field)
         size, channels = layer.output_size(size), layer.features
@@ -68,18 +68,18 @@ def summarize(model) -> Summary:
 
 
 def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
-    out = layer.output_size(size)
-    taps = layer.kernel**2
-    weights = {
-        "conv": taps * channels * layer.features,
-        "separable": taps * channels + channels * layer.features,
-    }[layer.kind]
-    shape = (out, out, layer.features)
+    out, features = layer.output_size(size), layer.features
+    shape = (out, out, features)
+    weights, vectors = _count_parameters(layer, channels)
     live = size * size * channels + math.prod(shape)
-    if layer.kind == "separable":
-        between = out * out * channels  # the input is still needed beside it only where it is added to the output
-        shortcut = size * size * channels if shape == (size, size, channels) else 0
+    # The input is needed to the end only where it is added to the output.
+    shortcut = size * size * channels if shape == (size, size, channels) else 0
+    if layer.kind in ("separable", "separable_ln"):
+        shortcut = shortcut if layer.kind == "separable" else 0
+        between = out * out * channels
         live = max(size * size * channels + between, between + math.prod(shape) + shortcut)
+    if layer.kind == "gated":  # what the windows make of the input, then the pair of maps and their product
+        live = out * out * max(2 * channels, channels + 2 * features, 3 * features) + shortcut
     return LayerCost(
         layer.name,
         layer.kind,
@@ -87,11 +87,27 @@ def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
         layer.kernel,
         layer.stride,
         layer.dilation,
-        parameters=weights + 2 * layer.features,  # and the scale and bias of the normalization
+        parameters=weights + vectors,
         macs=weights * out * out,
         receptive_field=field,
         activation_bytes=FLOAT_BYTES * live,
     )
+
+
+def _count_parameters(layer: Layer, channels: int) -> tuple[int, int]:
+    """(weights of the kernels, the rest: biases, and scales of norms and of the shortcut) of a layer."""
+    taps, features = layer.kernel**2, layer.features
+    if layer.kind in ("conv", "conv_ln"):
+        weights = taps * channels * features
+    elif layer.kind in ("separable", "separable_ln"):
+        weights = taps * channels + channels * features
+    else:
+        passed, *seen = gated.split_channels(channels)
+        weights = sum(kernel**2 * n for n, (kernel, _) in zip(seen, gated.WINDOWS.values(), strict=True))
+        weights += 2 * channels * features + features * features
+        skip = channels if channels == features else 0
+        return weights, (channels - passed) + 2 * channels + 3 * features + skip
+    return weights, (3 if layer.kind in gated.MODULES else 2) * features
 
 
 def _head(model, size: int, channels: int, field: int) -> list[LayerCost]:

@@ -20,9 +20,11 @@ RANGES = {
     "data.num_validation": (0, 10**9),
     "data.workers": (0, 256),
     "optim.momentum": (0.0, 0.9999),
+    "optim.b2": (0.0, 0.999999),
     "optim.weight_decay": (0.0, 1.0),
     "schedule.learning_rate": (1e-9, 100.0),
     "schedule.warmup_fraction": (0.0, 0.999),
+    "schedule.final_fraction": (0.0, 1.0),
     "ema.decay": (0.0, 0.999999),
     "train.batch_size": (1, 65_536),
     "train.epochs": (1, 100_000),
@@ -37,12 +39,12 @@ RANGES = {
 }
 CHOICES = {
     "model.name": ("c1c2c3c40",),
-    "model.variant": ("strided", "dilated", "mixed", "early"),
+    "model.variant": ("strided", "dilated", "mixed", "early", "gated"),
     "model.head": ("dense", "pointwise"),
     "model.dtype": ("float32", "bfloat16"),
     "model.kernels": ("auto", "xla"),
     "data.source": ("auto", "tfds", "archive", "npm", "cache", "folder", "shapes"),
-    "optim.name": ("sgd",),
+    "optim.name": ("sgd", "adamw"),
     "schedule.name": ("one_cycle", "cosine", "constant"),
     "log.progress": ("auto", "bar", "lines", "off"),
 }
@@ -162,7 +164,7 @@ _NOT_AUGMENTED = {
     "translate": {"padding": 4, "p": 0.0},
     "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "sharpness": 0.5, "hue": 0.02, "p": 0.0},
     "cutout": {"size": 8, "p": 0.0},
-    "mixup": {"alpha": 0.2, "p": 0.0},
+    "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0},
     "cutmix": {"alpha": 1.0, "p": 0.0},
 }
 
@@ -176,7 +178,10 @@ def from_json(values: dict) -> ConfigDict:
     init = {"weights": ""} | values.get("init", {})
     augment = _NOT_AUGMENTED | values["augment"]
     augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
+    augment["mixup"] = {"ramp": 0.0} | augment["mixup"]
     sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel, "init": init}
+    sections["optim"] = {"b2": 0.999} | values["optim"]
+    sections["schedule"] = {"final_fraction": 0.0} | values["schedule"]
     return ConfigDict(values | sections).lock()
 
 
@@ -212,6 +217,8 @@ def check_config(config) -> None:
             f"model.widths: got {widths!r}, expected four whole numbers from 1 to 4096, one a block, such as (32, 64, 96, 128); "
             "change it in the config"
         )
+    if config.optim.name == "adamw" and config.optim.nesterov:
+        raise InputError("optim.nesterov: got True beside adamw, expected False: it belongs to sgd; set it to False")
     check_augment(config.get("augment"))
 
 

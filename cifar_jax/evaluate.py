@@ -1,7 +1,7 @@
 """Counts a split exactly: loss and accuracy over all examples, and accuracy of each class."""
 
-import os
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 
@@ -9,12 +9,13 @@ from cifar_jax import metrics, stopping, workdir
 from cifar_jax.budget import summarize
 from cifar_jax.classifier import check_stored, load_network
 from cifar_jax.config import check_config, with_overrides
-from cifar_jax.data.dataset import Split
+from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.data.loader import Prefetch, eval_batches
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.errors import InputError
 from cifar_jax.mesh import make_put, own_rows, round_up
 from cifar_jax.steps import make_eval_step
+from cifar_jax.weights import Weights
 
 BATCH_SIZE = 500  # divides CIFAR-10's 10,000 and 5,000; the size changes no result, only speed
 
@@ -40,20 +41,23 @@ def to_counts(sums: dict) -> dict:
     return metrics.summarize(sums) | {"class_accuracy": class_accuracy}
 
 
-def evaluate_files(directory: str | None, weights: str | None, overrides: list[str]) -> dict:
-    """Counts the test set for a finished run's folder or a weights file; returns what `evaluate --json` prints.
+class Trained(NamedTuple):
+    """A trained network with its data. weights: weights.Weights; config: theirs, with where the data lies on this machine."""
+
+    weights: Weights
+    config: Any
+    model: Any
+    dataset: Dataset
+
+
+def load_trained(directory: str | None, weights: str | None, overrides: list[str]) -> Trained:
+    """Reads a finished run's folder, or a weights file, and the data that it knows.
 
     overrides: --config.data.dir=DIR and --config.data.source=NAME, to say where the data lies on this machine.
-    Raises InputError where neither or both are given, or the file is missing, damaged, or for another network.
+    Raises InputError where the file is missing, damaged, or for another network, or the data has other classes.
     """
-    if bool(directory) == bool(weights):
-        got = "both" if directory else "neither"
-        raise InputError(f"evaluate: got {got}, expected one of --workdir DIR and --weights NAME|FILE; name one")
-    if directory and not (os.path.isdir(directory) and workdir.read_result(pathlib.Path(directory))):
-        raise InputError(
-            f"--workdir: got {directory}, which holds no finished run, expected a folder with a result.json in it; finish the "
-            "run with the command that began it, or name another"
-        )
+    if directory:
+        workdir.read_finished(directory)
     for override in overrides:
         if override.split("=")[0] not in ("--config.data.dir", "--config.data.source"):
             raise InputError(
@@ -76,6 +80,18 @@ def evaluate_files(directory: str | None, weights: str | None, overrides: list[s
             f"data: got the classes {', '.join(dataset.classes[:10])}, expected those of the weights: "
             f"{', '.join(found.classes[:10])}; name the data with --config.data.source and --config.data.dir"
         )
+    return Trained(found, config, model, dataset)
+
+
+def evaluate_files(directory: str | None, weights: str | None, overrides: list[str]) -> dict:
+    """Counts the test set for a finished run's folder or a weights file; returns what `evaluate --json` prints.
+
+    Raises InputError where neither or both are given, and as load_trained does; overrides: see there.
+    """
+    if bool(directory) == bool(weights):
+        got = "both" if directory else "neither"
+        raise InputError(f"evaluate: got {got}, expected one of --workdir DIR and --weights NAME|FILE; name one")
+    found, config, model, dataset = load_trained(directory, weights, overrides)
     eval_step = jax.jit(make_eval_step(model))
     counts = evaluate(eval_step, found.variables, dataset.test, found.mean, found.std, check=stopping.check)
     return workdir.evaluation_result(

@@ -61,14 +61,15 @@ def soft_labels(labels, num_classes: int):
 
 
 def make_mix(augment, num_classes: int):
-    """Returns mix(batch, key) -> batch with mixed "image" and "target", or as it is where the augment section mixes nothing.
+    """Returns mix(batch, key, done) -> batch with mixed "image" and "target", or as it is where nothing is to be mixed.
 
     A batch is mixed by mixup with augment.mixup.p, by CutMix with augment.cutmix.p, else by neither; "label" stays each
-    image's own. key: of the batch. Shares are drawn with the section's alpha.
+    image's own. key: of the batch; done: the fraction of the epochs that lie behind, over the first augment.mixup.ramp of
+    which the probability of mixup rises from 0. Shares are drawn with the section's alpha.
     """
-    mixup_p, cutmix_p = augment["mixup"]["p"], augment["cutmix"]["p"]
+    mixup_p, cutmix_p, ramp = augment["mixup"]["p"], augment["cutmix"]["p"], augment["mixup"]["ramp"]
     if mixup_p == cutmix_p == 0:
-        return lambda batch, key: batch
+        return lambda batch, key, done: batch
 
     def by_mixup(images, labels, key):
         return mixup(images, labels, draw_shares(key, len(labels), augment["mixup"]["alpha"]))
@@ -81,10 +82,11 @@ def make_mix(augment, num_classes: int):
     def unmixed(images, labels, key):
         return images, (labels, labels, jnp.ones(len(labels)))
 
-    def mix(batch, key):
+    def mix(batch, key, done):
         draw_key, mix_key = jax.random.split(key)
         u = jax.random.uniform(draw_key)
-        which = (u >= mixup_p).astype(jnp.int32) + (u >= mixup_p + cutmix_p)
+        p = mixup_p * jnp.minimum(done / ramp, 1.0) if ramp else mixup_p
+        which = (u >= p).astype(jnp.int32) + (u >= p + cutmix_p)
         image, labels = lax.switch(which, (by_mixup, by_cutmix, unmixed), batch["image"], batch["label"], mix_key)
         return batch | {"image": image, "target": soft_labels(labels, num_classes)}
 

@@ -8,9 +8,9 @@ import optax
 def make_schedule(schedule, num_steps: int) -> optax.Schedule:
     """The learning rate of each step 0 <= step < num_steps.
 
-    schedule.name: "constant"; "cosine" - linear warm-up, then half a cosine down to 0; "one_cycle" - linear up to
-    schedule.learning_rate at warmup_fraction of the steps, then linear down to 0. The last step's rate is just
-    above 0; float32 rounds it to 0 at the end of a cosine of some 9,000 steps or more.
+    schedule.name: "constant"; "cosine" - linear warm-up, then half a cosine down; "one_cycle" - linear up to
+    schedule.learning_rate at warmup_fraction of the steps, then linear down. Down is to final_fraction of learning_rate,
+    which the step after the last would have; 0 is rounded to by float32 in the last step of a cosine of some 9,000.
     """
     rate = _make_rate(schedule, num_steps)
     # A step as a float, not an int32, makes the rate float64 where JAX is set to that.
@@ -24,8 +24,8 @@ def _make_rate(schedule, num_steps):
     if schedule.name == "constant":
         return optax.constant_schedule(peak)
     down = {
-        "cosine": optax.cosine_decay_schedule(peak, down_steps),
-        "one_cycle": optax.linear_schedule(peak, 0.0, down_steps),
+        "cosine": optax.cosine_decay_schedule(peak, down_steps, schedule.final_fraction),
+        "one_cycle": optax.linear_schedule(peak, peak * schedule.final_fraction, down_steps),
     }[schedule.name]
     if warmup_steps == 0:
         return down
@@ -40,7 +40,13 @@ def is_kernel(params):
 
 
 def make_optimizer(optim, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD as PyTorch writes it: the decay (kernels only) joins the gradient before momentum; see optax.sgd."""
+    """SGD or AdamW as PyTorch writes them, the decay on kernels only.
+
+    "sgd": the decay joins the gradient before momentum; see optax.sgd. "adamw": it joins the update, times the learning
+    rate; momentum and b2 are the decay rates of the two averages, epsilon is 1e-8; see optax.adamw.
+    """
+    if optim.name == "adamw":
+        return optax.adamw(schedule, optim.momentum, optim.b2, weight_decay=optim.weight_decay, mask=is_kernel)
     return optax.chain(
         optax.add_decayed_weights(optim.weight_decay, is_kernel),
         optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov),

@@ -37,7 +37,8 @@ def make_batches(config, mean, std):
 
     def make_batch(images, labels, indices, seed, epoch, number):
         key = jax.random.fold_in(make_epoch_key(seed, epoch, MIX), number)
-        return mix({"image": augment(images, indices, seed, epoch), "label": labels}, key)
+        done = (epoch - 1) / config.train.epochs
+        return mix({"image": augment(images, indices, seed, epoch), "label": labels}, key, done)
 
     return make_batch
 

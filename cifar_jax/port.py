@@ -62,13 +62,13 @@ def _names(model) -> dict[str, tuple[str, tuple[int, ...]]]:
     names = {}
     for key, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items():
         collection, *layer, last = key.split("/")
-        if layer == ["head"]:
-            name = f"head.{'weight' if last == 'kernel' else last}"
-        elif layer[-1] == "norm":
-            name = ".".join([*layer, _NORM[collection, last]])
-        else:
-            name = ".".join([*layer, last, "weight"])
-        names[key] = name, leaf.shape
+        if layer[-1] == "norm":
+            last = _NORM[collection, last]
+        elif last == "kernel":
+            last = "weight"
+        elif len(leaf.shape) > 1:
+            last += ".weight"
+        names[key] = ".".join([*layer, last]), leaf.shape
     return names
 
 

@@ -10,7 +10,9 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """step: int32, updates made. params, batch_stats: as the model has them. ema: {"params", "batch_stats"} or None."""
+    """step: int32, updates made. params, batch_stats: as the model has them, {} where it keeps no statistics. ema:
+    {"params", "batch_stats"} or None.
+    """
 
     step: jax.Array
     params: Any
@@ -24,7 +26,7 @@ def make_create(model, tx, *, with_ema: bool):
 
     def create(seed):
         variables = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)), train=False)
-        params, batch_stats = variables["params"], variables["batch_stats"]
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if with_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
 

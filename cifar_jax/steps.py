@@ -24,7 +24,7 @@ def make_train_step(model, tx, *, label_smoothing: float = 0.0, ema_decay: float
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
             losses = cross_entropy(logits, batch.get("target", batch["label"]), label_smoothing=label_smoothing)
-            return losses.mean(), (metrics.step_sums(losses, logits, batch["label"]), updated["batch_stats"])
+            return losses.mean(), (metrics.step_sums(losses, logits, batch["label"]), updated.get("batch_stats", {}))
 
         grads, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
         if axis_name:

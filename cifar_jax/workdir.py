@@ -151,6 +151,16 @@ def read_result(path: pathlib.Path) -> dict | None:
     return result
 
 
+def read_finished(directory: str) -> dict:
+    """result.json of a finished run's folder; raises InputError where that is none."""
+    if not (os.path.isdir(directory) and (result := read_result(pathlib.Path(directory)))):
+        raise InputError(
+            f"--workdir: got {directory}, which holds no finished run, expected a folder with a result.json in it; finish the "
+            "run with the command that began it, or name another"
+        )
+    return result
+
+
 def portable(config: dict) -> dict:
     """The config without what depends on the machine: where files lie, how many processes read them, which ones train."""
     data = config["data"] | {"dir": "", "workers": 0}

@@ -1,10 +1,11 @@
 """C1C2C3C40 on CIFAR-10 as the assignment asks: SGD, and Albumentations on the host; variant `strided`.
 
-The five augmentations are the assignment's in its order, gentler: a small network sees only 16 epochs.
+The five augmentations are the assignment's in its order, gentler, as a small network wants them.
 
 Command: python run.py --config configs/base.py
-Cost: 2 CPU cores (Xeon 2.6 GHz, quiet), native kernels: 9.9 minutes, 36 s an epoch. One GPU: not measured.
-Score: 87.10 % of the test images (8710 of 10,000), final epoch, n = 1.
+      --config.train.epochs=16 for a quarter of the time: 87.10 %, n = 1
+Cost: 2 CPU cores (Xeon), native kernels: 40 s an epoch when nothing else runs, 40 minutes. One GPU: not measured.
+Score: 90.51 % of the test images (9051 of 10,000), final epoch, n = 1.
 """
 
 from ml_collections import ConfigDict
@@ -36,14 +37,14 @@ def get_config():
             "coarse_dropout": {"size": 8, "p": 0.5},
             "cutout": {"size": 8, "p": 0.0},
             "to_gray": {"p": 0.05},
-            "mixup": {"alpha": 0.2, "p": 0.0},
+            "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0},
             "cutmix": {"alpha": 1.0, "p": 0.0},
         }
     )
-    config.optim = ConfigDict({"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4})
-    config.schedule = ConfigDict({"name": "one_cycle", "learning_rate": 0.4, "warmup_fraction": 0.25})
+    config.optim = ConfigDict({"name": "sgd", "momentum": 0.9, "b2": 0.999, "nesterov": True, "weight_decay": 5e-4})
+    config.schedule = ConfigDict({"name": "one_cycle", "learning_rate": 0.4, "warmup_fraction": 0.25, "final_fraction": 0.0})
     config.ema = ConfigDict({"decay": 0.0})
-    config.train = ConfigDict({"batch_size": 128, "epochs": 16, "label_smoothing": 0.1})
+    config.train = ConfigDict({"batch_size": 128, "epochs": 60, "label_smoothing": 0.1})
     config.checkpoint = ConfigDict({"every_epochs": 1, "every_seconds": 60.0})
     config.parallel = ConfigDict({"devices": 0, "coordinator": "", "num_processes": 0, "process_id": -1})
     config.log = ConfigDict({"progress": "auto", "tensorboard": True})

@@ -13,10 +13,10 @@ from cifar_jax.budget import summarize
 from cifar_jax.data.augment import normalize
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.models import create_model
+from cifar_jax.scores import BINS, class_counts, expected_calibration_error, reliability
 from cifar_jax.weights import COMMITTED, load_weights
 
 BATCH = 500
-BINS = 15
 
 
 def _noisy(images, deviation):
@@ -47,17 +47,6 @@ SHIFTS = {
 }
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over images of |accuracy - confidence| of the image's bin, by the top class's probability, in 15 equal bins.
-
-    probabilities: (n, classes); labels: (n,). Source: Guo et al., arXiv:1706.04599.
-    """
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = (abs((right[bins == b]).mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins))
-    return float(sum(gaps))
-
-
 def make_predict(weights):
     """predict(uint8 images) -> probabilities (n, classes)."""
     model = create_model(weights.config.model)
@@ -75,10 +64,11 @@ def measure(predict, test) -> dict:
     found = {name: predict(shift(test.images)) for name, shift in SHIFTS.items()}
     right = {name: probabilities.argmax(1) == test.labels for name, probabilities in found.items()}
     clean = found["none"]
+    correct, images = class_counts(clean.argmax(1), test.labels, clean.shape[1])
     return {
         "shifts": {name: float(hits.mean()) for name, hits in right.items()},
-        "classes": [float(right["none"][test.labels == c].mean()) for c in range(clean.shape[1])],
-        "ece": expected_calibration_error(clean, test.labels),
+        "classes": (correct / images).tolist(),
+        "ece": expected_calibration_error(reliability(clean.max(1), right["none"])),
         "confidence": float(clean.max(1).mean()),
     }
 

@@ -22,6 +22,7 @@ FIELDS = {
     "dilated": 1 + (2 + 2 + 8) + (4 + 2 + 8) + (4 + 4 + 2 + 8) + (4 + 2),
     "mixed": 1 + (2 + 2) + (4 + 16) + (4 + 2 + 2) + 2 * (4 + 2),
     "early": 1 + 2 + 2 * (2 + 2 + 4 + 2 + 2) + 4 * (4 + 2 + 2 + 2) + 8 * 2,
+    "gated": 1 + 2 + 3 * (2 + 18) + 3 + 2 * 3 * (2 + 18),  # an average of 3, then 7 of dilation 3
 }
 CASES = pytest.mark.parametrize("variant, head", [(variant, head) for variant in FIELDS for head in ("dense", "pointwise")])
 
@@ -75,7 +76,26 @@ def count_early(a, b, c, d):
     return c1 + t1 + c2 + t2 + c3 + t3 + separable_cost(d, d)
 
 
-BY_HAND = {"strided": count_strided, "dilated": count_dilated, "mixed": count_mixed, "early": count_early}
+def gated_cost(c, features):
+    """Windows of a quarter each, norm, the pair of 1x1 and the last one, and the shortcut's scale."""
+    windows = (9 + 49 + 49) * (c // 4) + 3 * (c // 4)
+    pair, last = c * 2 * features + 2 * features, features * features + features
+    return windows + 2 * c + pair + last + (c if c == features else 0)
+
+
+def count_gated(a, b, c, d):
+    c1, t1 = 27 * a + 3 * a + gated_cost(a, a), gated_cost(a, b)
+    t2 = 16 * b + b * c + 3 * c
+    return c1 + t1 + gated_cost(b, b) + t2 + gated_cost(c, c) + gated_cost(c, d) + gated_cost(d, d)
+
+
+BY_HAND = {
+    "strided": count_strided,
+    "dilated": count_dilated,
+    "mixed": count_mixed,
+    "early": count_early,
+    "gated": count_gated,
+}
 
 
 @CASES
@@ -96,6 +116,12 @@ def test_strided_of_the_base_config_has_89_386_parameters(model_config):
     # c1 928 + 1,376; t1 2,464; c2 3 x 4,800; t2 6,912; c3 3 x 10,272; t3 13,408; c4 17,792; head 1,290
     assert 928 + 1376 + 2464 + 3 * 4800 + 6912 + 3 * 10272 + 13408 + 17792 + 1290 == 89_386
     assert summarize(model_config(variant="strided", widths=WIDTHS)).parameters == 89_386
+
+
+def test_the_record_config_has_98_298_parameters(model_config):
+    # c1 1,440; six gated layers: 3 x 8,520 and 3 x 21,880; t2 4,848; head 810
+    assert 1440 + 3 * 8520 + 3 * 21_880 + 4848 + 810 == 98_298
+    assert summarize(model_config(variant="gated", widths=(48, 48, 80, 80))).parameters == 98_298
 
 
 @CASES
@@ -139,7 +165,8 @@ class Features(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("variant", FIELDS)
+# Not `gated`: a norm over one channel gives 0, and more channels take long to compile; tests/parity has it, by PyTorch.
+@pytest.mark.parametrize("variant", [name for name in FIELDS if name != "gated"])
 def test_receptive_field_equals_the_extent_of_the_input_gradient(model_config, variant):
     config = model_config(variant=variant, widths=(1, 1, 1, 1))
     field = summarize(config).receptive_field
@@ -166,6 +193,8 @@ def test_bytes_are_those_of_float32(model_config, variant, head):
     assert summary.weight_bytes == 4 * summary.parameters
     assert summary.peak_activation_bytes == max(row.activation_bytes for row in summary.layers)
     side = 16 if variant == "early" else 32
+    if variant == "gated":  # at c2_gated: its input, what comes of that, and the pair of maps
+        assert summary.peak_activation_bytes == 4 * 32 * 32 * (64 + 64 + 2 * 64)
     assert summary.layers[0].activation_bytes == 4 * (32 * 32 * 3 + side * side * 32)
 
 

@@ -14,16 +14,6 @@ card = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(card)
 
 
-def test_calibration_is_the_mean_gap_between_confidence_and_accuracy():
-    probabilities = np.array([[0.91, 0.09], [0.93, 0.07], [0.3, 0.7], [0.28, 0.72]])
-    # The bin of 0.91 and 0.93: one of two right; that of 0.7 and 0.72: both right.
-    assert card.expected_calibration_error(probabilities, np.array([0, 1, 1, 1])) == pytest.approx(
-        0.5 * (0.92 - 0.5) + 0.5 * (1 - 0.71)
-    )
-    sure = np.eye(2)[[0, 1, 0]]
-    assert card.expected_calibration_error(sure, np.array([0, 1, 0])) == 0  # a probability of 1 has a bin, too
-
-
 def test_what_is_measured_is_counted_over_every_image_of_each_shift():
     images = np.full((6, 32, 32, 3), 100, np.uint8)
     images[:3] = 200

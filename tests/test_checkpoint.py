@@ -89,6 +89,18 @@ def test_the_average_comes_back(tmp_path):
     assert float(state.ema["params"]["w"][0]) == 1.5 and float(state.ema["batch_stats"]["m"][0]) == 2.5
 
 
+def test_a_network_without_statistics_comes_back_as_such(tmp_path):
+    def without(value):
+        params = {"w": jnp.array([value])}
+        return make_state(value, {"params": params, "batch_stats": {}}).replace(batch_stats={})
+
+    with Checkpoints(tmp_path / "c", keep_best=False) as checkpoints:
+        checkpoints.save(1, without(1.5), {"rows": []})
+    state, _ = restore(tmp_path / "c", without(0.0))
+    assert state.batch_stats == {} and state.ema["batch_stats"] == {}
+    assert float(state.ema["params"]["w"][0]) == 1.5
+
+
 def test_what_is_saved_is_the_state_of_that_moment(tmp_path):
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state = jax.tree.map(jnp.copy, make_state(1.0))  # no array twice: each is given away

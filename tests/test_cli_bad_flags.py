@@ -16,6 +16,7 @@ NEEDED = {
     "evaluate": ["--weights", "base"],
     "predict": ["nosuch.png", "--weights", "base"],
     "export": ["--weights", "base", "--output", "x.onnx"],
+    "report": ["--workdir", "nosuch"],
     "data": [],
 }
 PARSERS = next(action for action in run.make_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices

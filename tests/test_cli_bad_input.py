@@ -17,7 +17,7 @@ SMOKE = str(ROOT / "configs" / "smoke.py")
         ("trian.epochs=1", ["trian.epochs", "did you mean --config.train.epochs?"]),
         ("augment.to_grey.p=1", ["augment.to_grey.p", "did you mean --config.augment.to_gray.p?"]),
         ("zzz=1", ["zzz", "known keys", "train.epochs"]),
-        ("train.epochs=abc", ["train.epochs: got 'abc', expected a whole number; write --config.train.epochs=3"]),
+        ("train.epochs=abc", ["train.epochs: got 'abc', expected a whole number; write --config.train.epochs=6"]),
         ("train.epochs=2.5", ["train.epochs: got '2.5', expected a whole number"]),
         ("train.epochs=", ["train.epochs: got '', expected a whole number"]),
         ("optim.nesterov=maybe", ["optim.nesterov: got 'maybe', expected true or false"]),
@@ -42,6 +42,7 @@ def test_bad_keys_and_types(refused, override, said):
         (["model.num_classes=7"], ["model.num_classes", "got 7", "expected 10", "--config.model.num_classes=10"]),
         (["model.widths=(64,128,192,256)"], ["parameters", "fewer than 100,000", "lower model.widths"]),
         (["budget.receptive_field=83"], ["receptive field of 83", "more than 83", "variant"]),
+        (["optim.name=adamw"], ["optim.nesterov: got True beside adamw", "expected False"]),
         (["data.source=folder"], ["data.dir", "got nothing", "--config.data.dir=FOLDER"]),
     ],
 )

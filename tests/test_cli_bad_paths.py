@@ -71,8 +71,9 @@ def test_as_a_workdir(named, name):
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ids)
-def test_as_a_workdir_to_evaluate(named, name):
-    line = named("evaluate", "--workdir", name=name)
+@pytest.mark.parametrize("verb", ["evaluate", "report"])
+def test_as_the_workdir_of_a_finished_run(named, verb, name):
+    line = named(verb, "--workdir", name=name)
     assert "--workdir: got " in line and "holds no finished run" in line and "result.json" in line
 
 

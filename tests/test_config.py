@@ -84,6 +84,15 @@ def test_differing_keys_see_a_key_of_one_side_only():
     assert differing_keys({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == ["a.c (None there, 2 here)"]
 
 
+def test_a_config_of_before_there_was_a_key_keeps_what_it_did():
+    values = to_json(read_config(SMOKE, ["--config.schedule.final_fraction=0.5", "--config.optim.b2=0.9"]))
+    for *sections, key in (("optim", "b2"), ("schedule", "final_fraction"), ("augment", "mixup", "ramp")):
+        del functools.reduce(operator.getitem, sections, values)[key]
+    config = from_json(values)
+    check_config(config)
+    assert (config.optim.b2, config.schedule.final_fraction, config.augment.mixup.ramp) == (0.999, 0.0, 0.0)
+
+
 def test_tuples_and_lists_are_the_same_value():
     assert differing_keys({"widths": (1, 2)}, {"widths": [1, 2]}) == []
 

@@ -110,3 +110,14 @@ def test_the_model_of_many_devices():
     """Two exchanges of a megabyte at 1 GB/s among 8 devices, each hop 1 ms: 2 x 2 x 3 ms, and 2 x 7/8 ms."""
     assert scaling.model(8, 0.1, 2, 10**6, 0.001, 1e9) == pytest.approx(0.1 / (0.1 + 0.012 + 0.00175))
     assert scaling.model(1, 0.1, 2, 10**6, 0.001, 1e9) == 1.0
+
+
+def test_the_documented_efficiencies_are_the_models():
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    config = read_config(str(ROOT / "configs" / "base.py"), [])
+    exchanges, num_bytes = scaling.exchanged(describe(config.model), summarize(config.model).parameters)
+    assert f"{num_bytes:,} bytes in {exchanges} all-reduces" in text
+    for name, (latency, bandwidth) in scaling.NETWORKS.items():
+        values = (scaling.model(n, scaling.GPU_STEP_SECONDS, exchanges, num_bytes, latency, bandwidth) for n in (8, 64, 512))
+        cells = [name, f"{1e6 * latency:.0f} µs, {bandwidth / 1e9:g} GB/s", *(f"{100 * value:.0f} %" for value in values)]
+        assert f"| {' | '.join(cells)} |" in text

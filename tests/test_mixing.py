@@ -71,15 +71,15 @@ def test_boxes_follow_each_images_share():
     assert (heights >= sides // 2 - 1).all()
 
 
-def section(mixup_p, cutmix_p):
-    return {"mixup": {"alpha": 0.2, "p": mixup_p}, "cutmix": {"alpha": 1.0, "p": cutmix_p}}
+def section(mixup_p, cutmix_p, ramp=0.0):
+    return {"mixup": {"alpha": 0.2, "p": mixup_p, "ramp": ramp}, "cutmix": {"alpha": 1.0, "p": cutmix_p}}
 
 
 def test_a_batch_is_mixed_one_way_or_the_other_or_not_with_its_probability():
     """Told apart by the pixels: a pixel of CutMix comes from one image, and of mixup none does."""
     images = np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None, None] ** 2, (6, 8, 8, 3))
     batch = {"image": images, "label": np.arange(6)}
-    mix = jax.jit(jax.vmap(lambda key: make_mix(section(0.3, 0.45), 6)(batch, key)))
+    mix = jax.jit(jax.vmap(lambda key: make_mix(section(0.3, 0.45), 6)(batch, key, 0.0)))
     mixed = jax.device_get(mix(jax.random.split(jax.random.key(2), 4000)))
     pure = (mixed["image"] == images).all((1, 2, 3, 4))
     boxes = np.isin(mixed["image"], images[:, 0, 0, 0]).all((1, 2, 3, 4)) & ~pure
@@ -93,6 +93,18 @@ def test_a_batch_is_mixed_one_way_or_the_other_or_not_with_its_probability():
     np.testing.assert_allclose(mixed["target"].sum(-1), 1, rtol=0, atol=1e-6)
 
 
+def test_mixup_becomes_as_probable_as_it_will_be_over_the_ramp():
+    batch = {"image": IMAGES, "label": LABELS}
+    mix = jax.vmap(lambda done, key: make_mix(section(0.8, 0.0, 0.5), 10)(batch, key, done), (None, 0))
+    keys = jax.random.split(jax.random.key(3), 1000)
+    counted = jax.jit(jax.vmap(lambda done: (mix(done, keys)["target"].max(-1) < 1).any(-1).mean(), 0))
+    found = counted(np.float32([0.0, 0.25, 0.5, 0.9]))
+    assert found[0] == 0
+    # Five deviations of a fraction of 1000; the last two differ by nothing at all.
+    np.testing.assert_allclose(found[1:], [0.4, 0.8, 0.8], rtol=0, atol=5 * np.sqrt(0.25 / 1000))
+    assert found[2] == found[3]
+
+
 def test_without_mixing_a_batch_is_as_it_was():
     batch = {"image": IMAGES, "label": LABELS}
-    assert make_mix(section(0.0, 0.0), 10)(batch, None) is batch
+    assert make_mix(section(0.0, 0.0), 10)(batch, None, 0.0) is batch

@@ -1,4 +1,4 @@
-"""Schedules by their values; the optimizer against torch.optim.SGD."""
+"""Schedules by their values; the optimizers against torch.optim.SGD and AdamW."""
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ NAMES = ("one_cycle", "cosine", "constant")
 DECAYING = pytest.mark.parametrize("name", ["one_cycle", "cosine"])
 
 
-def schedule_of(name, num_steps, warmup_fraction=0.25):
-    return make_schedule(ConfigDict({"name": name, "learning_rate": PEAK, "warmup_fraction": float(warmup_fraction)}), num_steps)
+def schedule_of(name, num_steps, warmup_fraction=0.25, final_fraction=0.0):
+    fractions = {"warmup_fraction": float(warmup_fraction), "final_fraction": float(final_fraction)}
+    return make_schedule(ConfigDict({"name": name, "learning_rate": PEAK} | fractions), num_steps)
 
 
-def rates(name, num_steps, warmup_fraction=0.25):
-    schedule = schedule_of(name, num_steps, warmup_fraction)
+def rates(name, num_steps, warmup_fraction=0.25, final_fraction=0.0):
+    schedule = schedule_of(name, num_steps, warmup_fraction, final_fraction)
     return np.broadcast_to(schedule(jnp.arange(MOST_STEPS)), MOST_STEPS)[:num_steps]  # one shape: compiled once
 
 
@@ -66,6 +67,15 @@ def test_cosine_falls_along_half_a_cosine():
     np.testing.assert_allclose(rates("cosine", 80)[20:], expected, atol=1e-7)  # float32
 
 
+@DECAYING
+def test_it_falls_to_a_fraction_of_the_peak_and_the_warm_up_is_the_same(name):
+    values, to_zero = rates(name, 80, final_fraction=0.1), rates(name, 80)
+    np.testing.assert_array_equal(values[:20], to_zero[:20])
+    np.testing.assert_allclose(values[20:], 0.1 * PEAK + 0.9 * to_zero[20:], rtol=0, atol=1e-7)  # float32
+    schedule = schedule_of(name, 80, final_fraction=0.1)
+    assert float(schedule(80)) == pytest.approx(0.1 * PEAK, rel=1e-6)
+
+
 def test_constant_is_the_peak_throughout():
     np.testing.assert_array_equal(rates("constant", 9), np.full(9, PEAK))
 
@@ -76,11 +86,21 @@ def test_kernels_are_what_has_more_than_one_axis():
 
 
 def optimizer_of(schedule, **changes):
-    return make_optimizer(ConfigDict({"momentum": 0.9, "nesterov": True, "weight_decay": 5e-2} | changes), schedule)
+    optim = {"name": "sgd", "momentum": 0.9, "b2": 0.99, "nesterov": True, "weight_decay": 5e-2} | changes
+    return make_optimizer(ConfigDict(optim), schedule)
 
 
-@pytest.mark.parametrize("nesterov, momentum", [(True, 0.9), (False, 0.9), (False, 0.0)])
-def test_steps_equal_torch_sgd_with_decay_on_kernels_only(nesterov, momentum):
+OPTIMIZERS = {
+    "sgd": {"name": "sgd"},
+    "sgd_heavy_ball": {"name": "sgd", "nesterov": False},
+    "sgd_plain": {"name": "sgd", "nesterov": False, "momentum": 0.0},
+    "adamw": {"name": "adamw", "nesterov": False},
+    "adamw_without_averages": {"name": "adamw", "nesterov": False, "momentum": 0.0, "b2": 0.0},
+}
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_steps_equal_torchs_with_decay_on_kernels_only(optim):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start = {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}
@@ -90,10 +110,14 @@ def test_steps_equal_torch_sgd_with_decay_on_kernels_only(nesterov, momentum):
         {"params": [theirs["kernel"]], "weight_decay": 5e-2},
         {"params": [theirs["bias"]], "weight_decay": 0.0},
     ]
-    sgd = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov)
+    momentum = optim.get("momentum", 0.9)
+    if optim["name"] == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=optim.get("nesterov", True))
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(momentum, optim.get("b2", 0.99)))
     with jax.enable_x64(True):
         schedule = schedule_of("one_cycle", len(steps))
-        tx = optimizer_of(schedule, nesterov=nesterov, momentum=momentum)
+        tx = optimizer_of(schedule, **optim)
         params = {name: jnp.asarray(value) for name, value in start.items()}
         opt_state = tx.init(params)
         for step, grads in enumerate(steps):
@@ -101,15 +125,16 @@ def test_steps_equal_torch_sgd_with_decay_on_kernels_only(nesterov, momentum):
             params = {name: params[name] + updates[name] for name in params}
             for name, value in theirs.items():
                 value.grad = torch.tensor(grads[name])
-            for group in sgd.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = float(schedule(jnp.int32(step)))
-            sgd.step()
+            optimizer.step()
     for name, value in theirs.items():
         np.testing.assert_allclose(params[name], value.detach(), rtol=0, atol=1e-12)  # float64, eight steps of order 1
 
 
-def test_the_decay_leaves_biases_and_scales_alone():
-    tx = optimizer_of(lambda _: 1.0)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_decay_leaves_biases_and_scales_alone(name):
+    tx = optimizer_of(lambda _: 1.0, name=name)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     assert (updates["kernel"] < 0).all() and not updates["bias"].any()

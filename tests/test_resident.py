@@ -186,7 +186,8 @@ def test_each_image_comes_with_its_label_its_index_and_the_moment(log, seed, epo
 
 
 def test_a_batch_is_augmented_and_then_mixed_by_seed_epoch_and_number():
-    config = make_config("augment.cutmix.p=0.5", "augment.mixup.p=0.5", "augment.translate.p=1")
+    ramp = "augment.mixup.ramp=1"  # of 2 epochs, one of which lies behind in the second
+    config = make_config("augment.cutmix.p=0.5", "augment.mixup.p=0.5", ramp, "augment.translate.p=1")
     images, labels, indices = DATA.train.images[:6], jnp.asarray(DATA.train.labels[:6]), jnp.arange(6) + 20
     make_batch = jax.jit(make_batches(config, DATA.mean, DATA.std))
     augment, mix = make_device_augment(config.augment, DATA.mean, DATA.std), make_mix(config.augment, 10)
@@ -194,7 +195,8 @@ def test_a_batch_is_augmented_and_then_mixed_by_seed_epoch_and_number():
     for when in ((3, 2, 1), (4, 2, 1), (3, 1, 1), (3, 2, 0)):
         batch = make_batch(images, labels, indices, *when)
         key = jax.random.fold_in(make_epoch_key(*when[:2], MIX), when[2])
-        expected = jax.jit(mix)({"image": jax.jit(augment)(images, indices, *when[:2]), "label": labels}, key)
+        augmented = {"image": jax.jit(augment)(images, indices, *when[:2]), "label": labels}
+        expected = jax.jit(mix)(augmented, key, (when[1] - 1) / 2)
         for name in ("image", "label", "target"):
             np.testing.assert_allclose(batch[name], expected[name], rtol=0, atol=2e-2)  # a level, over a deviation
         np.testing.assert_allclose(batch["target"], expected["target"], rtol=0, atol=1e-6)

@@ -27,7 +27,7 @@ from cifar_jax.errors import InputError, RunError
 from cifar_jax.evaluate import evaluate_files
 from cifar_jax.log import RunLog
 from cifar_jax.models import c1c2c3c40
-from cifar_jax.models.layers import conv, separable
+from cifar_jax.models.layers import conv, gate, separable, separable_ln
 from cifar_jax.train import train
 from cifar_jax.weights import load_weights
 
@@ -97,6 +97,10 @@ def shallow(w1, w2, w3, w4):
     return (conv("c1_conv", w1), *(separable(f"t{i}", w, stride=2) for i, w in enumerate((w2, w3, w4), 1)))
 
 
+def shallow_gated(w1, w2, w3, w4):
+    return separable_ln("t2", w1, kernel=4, stride=4, padding=0), gate("t3", w4)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
     """Few images, a shallow network, and programs that are compiled once and kept on disk."""
@@ -107,6 +111,7 @@ def quick(tmp_path_factory):
     compilation_cache.reset_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
+        patch.setitem(c1c2c3c40.VARIANTS, "gated", shallow_gated)
         patch.setattr(train_module, "load_dataset", lambda source, directory: DATA)
         yield
     for name, value in before.items():
@@ -184,7 +189,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(stopped, whole):
     assert_same_outcome(stopped, whole)
 
 
-@pytest.mark.parametrize("overrides", [(), ("ema.decay=0.9",), ("model.kernels=xla",), ("data.num_validation=40",)])
+WITHOUT_STATISTICS = ("model.variant=gated", "optim.name=adamw", "optim.nesterov=false", "ema.decay=0.9")
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("ema.decay=0.9",), ("model.kernels=xla",), ("data.num_validation=40",), WITHOUT_STATISTICS]
+)
 def test_saved_and_stopped_amid_an_epoch_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, overrides):
     """Signals after the first step, amid the first epoch, at its last step (which saves at its end), amid the second."""
     config = make_config(*overrides, "train.batch_size=45")

@@ -42,11 +42,11 @@ _SECTIONS = {
     "coarse_dropout": {"size": _SIZE, "p": _PROBABILITY},
     "cutout": {"size": _SIZE, "p": _PROBABILITY},
     "to_gray": {"p": _PROBABILITY},
-    "mixup": {"alpha": _ALPHA, "p": _PROBABILITY},
+    "mixup": {"alpha": _ALPHA, "p": _PROBABILITY, "ramp": (float, 0.0, 1.0, "a fraction of the epochs from 0 to 1")},
     "cutmix": {"alpha": _ALPHA, "p": _PROBABILITY},
 }
 # What the host's Albumentations do not do here.
-_DEVICE_ONLY = ("translate", "color_jitter", "cutout", "mixup", "cutmix")
+DEVICE_ONLY = ("translate", "color_jitter", "cutout", "mixup", "cutmix")
 # Affine draws a float zoom about 1 and its own border; ShiftScaleRotate is what the recipe names, so this one is known.
 _KNOWN_WARNING = "ShiftScaleRotate is a special case of Affine"
 # The last word of a SeedSequence's entropy: what is drawn for one purpose must not be drawn again for another.
@@ -87,7 +87,7 @@ def check_augment(augment) -> None:
 
 def check_host(augment) -> None:
     """Raises InputError where a valid augment section asks for what Albumentations do not make here."""
-    wanted = {f"{name}.p": augment[name]["p"] for name in _DEVICE_ONLY}
+    wanted = {f"{name}.p": augment[name]["p"] for name in DEVICE_ONLY}
     wanted["horizontal_flip.alternate"] = augment["horizontal_flip"]["alternate"]
     for key, value in wanted.items():
         if value:

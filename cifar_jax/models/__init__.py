@@ -1,4 +1,4 @@
-"""Networks: ops and norm (pure functions), layers (Flax modules), and one file a network family.
+"""Networks: ops and norm (pure functions), layers and gated (Flax modules), and one file a network family.
 
 A family gives a list of layers for the budget and a Flax module for the step; MODELS is the table of families.
 """
@@ -6,7 +6,7 @@ A family gives a list of layers for the budget and a Flax module for the step; M
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.models import blocks, c1c2c3c40, native
+from cifar_jax.models import blocks, c1c2c3c40, gated, native
 from cifar_jax.models.layers import Layer
 
 MODELS = {"c1c2c3c40": c1c2c3c40}
@@ -25,6 +25,8 @@ def why_not_native(model) -> str:
         return f"they are for a CPU, not for {jax.default_backend()}"
     if model.dtype not in blocks.REALS:
         return f"they do not know {model.dtype}"
+    if any(layer.kind in gated.MODULES for layer in describe(model)):
+        return f"they do not know the layers of {model.variant}"
     return native.register(blocks.REALS[model.dtype])
 
 

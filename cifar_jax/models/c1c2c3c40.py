@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cifar_jax.models.layers import Layer, conv, make_layer, separable
+from cifar_jax.models.layers import Layer, conv, conv_ln, gate, make_layer, separable, separable_ln
 
 
 def strided(w1, w2, w3, w4) -> tuple[Layer, ...]:
@@ -80,7 +80,25 @@ def early(w1, w2, w3, w4) -> tuple[Layer, ...]:
     )
 
 
-VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed, "early": early}
+def gated(w1, w2, w3, w4) -> tuple[Layer, ...]:
+    """No batch statistics. T1 and T3 are gated layers, T2 a depthwise-separable 4x4 of stride 2: 32 -> 32 -> 16 -> 16.
+
+    For the most accuracy from a count of parameters, at five times the operations of `strided`. A gated layer has a shortcut
+    where its width stays, so w1 = w2 and w3 = w4 are best.
+    """
+    return (
+        conv_ln("c1_conv", w1),
+        gate("c1_gated", w1),
+        gate("t1", w2),
+        gate("c2_gated", w2),
+        separable_ln("t2", w3, kernel=4, stride=2, padding=1),
+        gate("c3_gated", w3),
+        gate("t3", w4),
+        gate("c4_gated", w4),
+    )
+
+
+VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed, "early": early, "gated": gated}
 
 
 class Network(nn.Module):

@@ -1,5 +1,5 @@
-"""The three layers the family is made of, each drawn from one description: a Layer value names it, budget.py counts it,
-make_layer turns it into a Flax module.
+"""The layers the family is made of, each drawn from one description: a Layer value names it, budget.py counts it,
+make_layer turns it into a Flax module: one of those here, with batch statistics, or of gated.py, without.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cifar_jax.models import ops
+from cifar_jax.models import gated, ops
 from cifar_jax.models.blocks import Window, native_apply, native_block
 from cifar_jax.models.norm import NormRelu
 
@@ -18,7 +18,8 @@ _kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One layer. kind: "conv" (k x k over all channels - norm - relu) or "separable" (depthwise k x k - 1x1 - norm,
-    plus the input where shapes allow, - relu). padding: zeros on every side.
+    plus the input where shapes allow, - relu); "conv_ln" and "separable_ln", the same up to a norm over channels, without
+    relu; or "gated", of which kernel, dilation and padding are those of its widest window. padding: zeros on every side.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Layer:
     def output_size(self, size: int) -> int:
         return ops.output_size(size, self.kernel, self.stride, self.dilation, self.padding)
 
+    @property
+    def extent(self) -> int:
+        """Positions along a side of the input that a position of the output sees."""
+        window = (self.kernel - 1) * self.dilation + 1
+        return window + gated.POOL - 1 if self.kind == "gated" else window
+
 
 def conv(name: str, features: int, *, kernel=3, stride=1, dilation=1, padding=None) -> Layer:
     """A convolution over all channels; padding defaults to what keeps the size at stride 1."""
@@ -41,6 +48,22 @@ def conv(name: str, features: int, *, kernel=3, stride=1, dilation=1, padding=No
 def separable(name: str, features: int, *, kernel=3, stride=1, dilation=1, padding=None) -> Layer:
     """A depthwise-separable convolution; padding defaults to what keeps the size at stride 1."""
     return Layer(name, "separable", features, kernel, stride, dilation, _same(kernel, dilation, padding))
+
+
+def conv_ln(name: str, features: int) -> Layer:
+    """A 3x3 convolution over all channels with a norm over channels."""
+    return Layer(name, "conv_ln", features)
+
+
+def separable_ln(name: str, features: int, *, kernel: int, stride: int, padding: int) -> Layer:
+    """A depthwise-separable convolution with a norm over channels."""
+    return Layer(name, "separable_ln", features, kernel, stride, 1, padding)
+
+
+def gate(name: str, features: int) -> Layer:
+    """A gated layer, which keeps the size."""
+    kernel, dilation = gated.WINDOWS["conv_far"]
+    return Layer(name, "gated", features, kernel, 1, dilation, _same(kernel, dilation, None))
 
 
 def _same(kernel, dilation, padding):
@@ -110,5 +133,7 @@ MODULES = {"conv": Conv, "separable": Separable}
 
 
 def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None, native: bool = False) -> nn.Module:
-    """The Flax module of a description; native: by native/block.c, on a CPU."""
+    """The Flax module of a description; native: by native/block.c, on a CPU, where it knows the kind."""
+    if layer.kind in gated.MODULES:
+        return gated.MODULES[layer.kind](layer, dtype, name=layer.name)
     return MODULES[layer.kind](layer, dtype, axis_name, native, name=layer.name)

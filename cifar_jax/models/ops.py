@@ -3,7 +3,7 @@
 XLA's own grouped and small dense convolutions are several times slower there: a 1x1 convolution is written as a matrix
 product, a dense k x k one as im2col and a matrix product, a depthwise one as k*k shifted multiply-adds whose weight
 gradient is taken over groups of images. All are exact: they equal lax.conv_general_dilated up to the
-order of the sums.
+order of the sums. Elsewhere large depthwise kernels, whose gradient would be a thousand small steps, are left to it.
 
 Shapes: x is (b, h, w, c); kernels are HWIO. `padding` is that of PyTorch: the same number of zeros on every side, so the
 output has (h + 2 * padding - dilation * (k - 1) - 1) // stride + 1 rows.
@@ -17,6 +17,7 @@ from jax import lax
 
 # Images whose products are added at once in the depthwise weight gradient; 16 is no faster and compiles for longer.
 _GROUP_SIZE = 8
+_LARGE = 5  # the side of a kernel from which on that gradient has too many taps to be written out
 
 
 def output_size(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
@@ -60,7 +61,27 @@ def conv_dense(x, kernel, *, stride=1, dilation=1, padding=0):
 
 def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0):
     """k x k convolution of each channel by itself. kernel: (k, k, 1, c)."""
-    return _depthwise(x, kernel[:, :, 0], stride, dilation, padding)
+    if kernel.shape[0] < _LARGE:
+        return _depthwise(x, kernel[:, :, 0], stride, dilation, padding)
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [(padding, padding)] * 2,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+        )
+    return _depthwise_large(x, kernel[:, :, 0], stride, dilation, padding)
+
+
+def average(x, size: int):
+    """Mean over size x size positions around each, size odd; what lies outside counts as zeros."""
+    for axis in (1, 2):
+        padded = _pad_axis(x, axis, size // 2, size // 2)
+        x = sum(_taps(padded, axis, i, x.shape[axis], 1, 1) for i in range(size)) * (1 / size)
+    return x
 
 
 def _taps(x, axis, tap, size, stride, dilation):
@@ -109,9 +130,14 @@ def _depthwise_backward(stride, dilation, padding, residuals, grad):
     if stride > 1:
         for axis in (1, 2):
             grad_x = _pad_axis(grad_x, axis, 0, 0, stride - 1)
-    low = dilation * (kernel.shape[0] - 1) - padding
-    grad_x = _shifted_sum(grad_x, kernel[::-1, ::-1], 1, dilation, low, x.shape[1], x.shape[2])
-    return grad_x, _depthwise_kernel_grad(x, grad, kernel.shape[0], stride, dilation, padding)
+    k = kernel.shape[0]
+    kernel_grad = (
+        _kernel_grad_by_rows(x, grad_x, k, dilation, padding)
+        if k >= _LARGE
+        else _depthwise_kernel_grad(x, grad, k, stride, dilation, padding)
+    )
+    low = dilation * (k - 1) - padding
+    return _shifted_sum(grad_x, kernel[::-1, ::-1], 1, dilation, low, x.shape[1], x.shape[2]), kernel_grad
 
 
 def _depthwise_kernel_grad(x, grad, k, stride, dilation, padding):
@@ -137,4 +163,29 @@ def _depthwise_kernel_grad(x, grad, k, stride, dilation, padding):
     return jnp.stack(maps).sum((1, 2)).reshape(k, k, -1).astype(x.dtype)
 
 
+def _kernel_grad_by_rows(x, grad, k, dilation, padding):
+    """The same for a large kernel, one of its rows after the other; grad: with zeros between its positions for a stride.
+
+    Images one at a time: a row's maps then stay in cache. k * k maps at once would take four times as long to compile.
+    """
+    b, rows, cols, c = grad.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    # Columns and channels as one axis: there may be fewer channels than a vector has places.
+    images = x.reshape(b, x.shape[1], -1), grad.reshape(b, rows, -1)
+    start = jnp.zeros((rows, cols * c), jnp.promote_types(grad.dtype, jnp.float32))
+
+    def grad_of_row(i):
+        def add_image(maps, image):
+            band, grad = lax.dynamic_slice_in_dim(image[0], i * dilation, rows, 0).astype(start.dtype), image[1]
+            firsts = [j * dilation * c for j in range(k)]
+            return [total + band[:, n : n + cols * c] * grad for total, n in zip(maps, firsts, strict=True)], None
+
+        maps, _ = lax.scan(add_image, [start] * k, images)
+        return jnp.stack(maps).reshape(k, rows, cols, c).sum((1, 2))
+
+    return lax.map(grad_of_row, jnp.arange(k)).astype(x.dtype)
+
+
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+# Written out, a large kernel is hundreds of operations: they are traced once for all layers of a shape.
+_depthwise_large = jax.jit(_depthwise, static_argnums=(2, 3, 4))

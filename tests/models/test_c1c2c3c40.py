@@ -16,6 +16,7 @@ from cifar_jax.models.layers import conv, separable
 BATCH = 2
 LAYERS = conv("c1_conv", 4), separable("t1", 6, stride=2)  # where all twelve would add nothing but time
 ALL_VARIANTS = pytest.mark.parametrize("variant", VARIANTS)
+SLOW = {"gated": pytest.mark.slow}  # its gradient takes as long to compile as all others
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_bfloat16_is_used_for_the_computation():
     assert "bf16" not in jaxpr(jnp.float32)
 
 
-@ALL_VARIANTS
+@pytest.mark.parametrize("variant", [pytest.param(name, marks=SLOW.get(name, ())) for name in VARIANTS])
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(model_config, images, variant):
     model = create_model(model_config(variant=variant))
     variables = draw_variables(model)
@@ -171,7 +172,7 @@ def test_mixed_has_six_separable_convolutions():
 @ALL_VARIANTS
 def test_every_variant_has_a_separable_and_a_dilated_convolution(variant):
     layers = VARIANTS[variant](1, 1, 1, 1)
-    assert any(layer.kind == "separable" for layer in layers)
+    assert any(layer.kind in ("separable", "separable_ln") for layer in layers)
     assert any(layer.dilation > 1 for layer in layers)
 
 
@@ -180,6 +181,14 @@ NAMES = {
     "dilated": "c1_conv c1_sep t1 c2_sep1 c2_sep2 t2 c3_sep1 c3_sep2 c3_sep3 t3 c4_sep1 c4_sep2",
     "mixed": "c1_conv c1_sep t1 c2_sep t2 c3_sep1 c3_sep2 t3 c4_sep1 c4_sep2",
     "early": "c1_conv c1_sep t1 c2_sep1 c2_sep2 t2 c3_sep1 c3_sep2 c3_sep3 t3 c4_sep",
+    "gated": "c1_conv c1_gated t1 c2_gated t2 c3_gated t3 c4_gated",
+}
+KERNELS = {
+    "conv": {"conv"},
+    "separable": {"conv_dw", "conv_pw"},
+    "conv_ln": {"conv"},
+    "separable_ln": {"conv_dw", "conv_pw"},
+    "gated": {"conv_near", "conv_wide", "conv_far", "conv_in", "conv_out"},
 }
 
 
@@ -187,13 +196,21 @@ NAMES = {
 def test_names_are_those_that_weights_files_hold(model_config, variant):
     config = model_config(variant=variant)
     variables = init_shapes(create_model(config))
-    kernels = {"conv": {"conv"}, "separable": {"conv_dw", "conv_pw"}}
     names = NAMES[variant].split()
     assert [layer.name for layer in describe(config)] == names
-    assert {path: set(tree) for path, tree in variables["params"].items()} == {
-        layer.name: kernels[layer.kind] | {"norm"} for layer in describe(config)
+    assert {path: set(tree) - {"skip"} for path, tree in variables["params"].items()} == {
+        layer.name: KERNELS[layer.kind] | {"norm"} for layer in describe(config)
     } | {"head": {"kernel", "bias"}}
     for name in names:
         assert set(variables["params"][name]["norm"]) == {"scale", "bias"}
+    if variant == "gated":
+        assert "batch_stats" not in variables
+        return
+    for name in names:
         assert set(variables["batch_stats"][name]["norm"]) == {"mean", "var"}
     assert set(variables["batch_stats"]) == set(names)
+
+
+def test_a_gated_layer_has_a_scaled_shortcut_where_its_width_stays(model_config):
+    params = init_shapes(create_model(model_config(variant="gated", widths=(4, 4, 5, 6))))["params"]
+    assert {name for name, tree in params.items() if "skip" in tree} == {"c1_gated", "t1", "c2_gated", "c3_gated", "c4_gated"}

@@ -134,11 +134,27 @@ def test_dense_in_float32_is_within_its_rounding_bound(geometry):
     check_float32(ops.conv_dense, geometry, (3, 3, 3, 4))
 
 
-def test_depthwise_weight_gradient_of_bfloat16_is_summed_in_float32():
-    x, kernel = jnp.ones((512, 2, 2, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
-    gradient = jax.grad(lambda kernel: ops.conv_depthwise(x, kernel).sum())(kernel)
+@pytest.mark.parametrize("k", [1, 5])
+def test_depthwise_weight_gradient_of_bfloat16_is_summed_in_float32(k):
+    x, kernel = jnp.ones((512, 2, 2, 1), jnp.bfloat16), jnp.ones((k, k, 1, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda kernel: ops.conv_depthwise(x, kernel, padding=k // 2).sum())(kernel)
     assert gradient.dtype == jnp.bfloat16
-    assert gradient.item() == x.size  # a bfloat16 count of ones ends at 256
+    assert gradient[k // 2, k // 2, 0, 0] == x.size  # a bfloat16 count of ones ends at 256
+
+
+def test_elsewhere_than_on_a_cpu_a_large_depthwise_kernel_is_a_convolution(monkeypatch):
+    x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((7, 7, 1, 3))
+    window = {"dilation": 3, "padding": 9}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ours = jax.make_jaxpr(lambda x, kernel: ops.conv_depthwise(x, kernel, **window))(x, kernel)
+    assert str(ours) == str(jax.make_jaxpr(lambda x, kernel: reference(x, kernel, **window))(x, kernel))
+
+
+def test_average_is_pytorchs_with_zeros_around():
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(rng.standard_normal((2, 5, 4, 3))), jnp.full((3, 3, 1, 3), 1 / 9)
+        chex.assert_trees_all_close(ops.average(x, 3), reference(x, kernel, padding=1), rtol=0, atol=1e-15)
 
 
 @given(geometries())

@@ -19,7 +19,13 @@ torch = pytest.importorskip("torch")
 
 KERNELS = ("xla", "native") if native.find_compiler() else ("xla",)
 EITHER_KERNELS = pytest.mark.parametrize("kernels", KERNELS)
-ALL_VARIANTS = pytest.mark.parametrize("variant", VARIANTS)
+# `gated` takes as long to compile as all others: test_gated_layers.py has a short one.
+SLOW = {"gated": pytest.mark.slow}
+ALL_VARIANTS = pytest.mark.parametrize("variant", [pytest.param(name, marks=SLOW.get(name, ())) for name in VARIANTS])
+# Updates take long to compile. Kernels are compared layer by layer elsewhere: for a second kind of them one network will do.
+UPDATES = pytest.mark.parametrize(
+    "variant, kernels", [*((name, KERNELS[-1]) for name in VARIANTS if name not in SLOW), *(("mixed", k) for k in KERNELS[:-1])]
+)
 BATCH = 6
 
 
@@ -44,6 +50,8 @@ def make_twins(variant: str, dtype=np.float64, kernels="xla", **changes) -> Twin
     from baselines.model import create_model
 
     config = model_section(variant, **changes)
+    if kernels == "native" and variant == "gated":
+        pytest.skip("there are no native kernels for it")
     if kernels == "native":
         assert not native.register(blocks.REALS[np.dtype(dtype).name])
     network = Network(VARIANTS[variant](*config.widths), config.num_classes, config.head, dtype, native=kernels == "native")
