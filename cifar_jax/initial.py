@@ -28,10 +28,7 @@ def read_initial(config) -> Weights | None:
     name = config.init.weights
     if not name:
         return None
-    try:
-        found = load_weights(name)
-    except InputError as error:
-        raise InputError(f"init.{error}") from error  # it begins with "weights"
+    found = _load(name)
     model = create_model(ConfigDict(config.model.to_dict() | {"kernels": "xla"}))  # others would be compiled for their shapes
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     given = found.variables
@@ -47,13 +44,20 @@ def read_initial(config) -> Weights | None:
     return found
 
 
+def _load(name: str) -> Weights:
+    try:
+        return load_weights(name)
+    except InputError as error:
+        raise InputError(f"init.{error}") from error  # it begins with "weights"
+
+
 def _without_head(variables) -> dict:
     flat = traverse_util.flatten_dict(variables)  # of a stranger's file: of any depth
     return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[1:2] != (HEAD,)})
 
 
 def check_same_initial(path: pathlib.Path, begun: str | None, name: str) -> None:
-    """Raises InputError where the weights `name` are there and not those that the run in `path` began from.
+    """Raises InputError where the weights `name` are there and damaged, or not those that the run in `path` began from.
 
     begun: what its config.json says of them, their sha256. Where they are gone, a checkpoint makes up for them.
     """
@@ -63,7 +67,7 @@ def check_same_initial(path: pathlib.Path, begun: str | None, name: str) -> None
         find_weights(name)
     except InputError:
         return
-    now = load_weights(name).sha256
+    now = _load(name).sha256
     if begun != now:
         raise InputError(
             f"--workdir: {path} holds a run from other weights (init.weights: got {now[:8]}, expected {str(begun)[:8]}); use the "

@@ -193,6 +193,13 @@ def test_it_does_not_resume_with_another_file(stopped, weights, network):
     assert not (path / "result.json").exists()
 
 
+def test_it_does_not_resume_with_a_damaged_file(stopped):
+    path, given, config = stopped
+    given.write_bytes(given.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"^init\.weights .*given\.safetensors: not a whole weights file"):
+        train(config, path)
+
+
 @pytest.mark.parametrize("other", ["", "w.safetensors"])
 def test_it_does_not_resume_with_another_name(stopped, other):
     with pytest.raises(InputError, match=r"another config: init\.weights \(.*given\.safetensors there, "):
