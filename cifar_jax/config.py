@@ -144,7 +144,11 @@ def _nearest(key: str, known: dict) -> str:
 
 
 def flatten(config) -> dict:
-    """{"a.b": value} of a nested config or dict; tuples become lists, as JSON has them."""
+    """{"a.b": value} of a nested config or dict; tuples become lists, as JSON has them.
+
+    >>> flatten({"model": {"widths": (4, 8), "variant": "strided"}})
+    {'model.widths': [4, 8], 'model.variant': 'strided'}
+    """
     flat = {}
     for key, value in config.items():
         if hasattr(value, "items"):
