@@ -43,5 +43,6 @@ OTHERS = {"configs/NAME.py", "configs/short.py", "benchmarks/NAME.py"}  # what a
 
 @every_page
 def test_files_that_are_named_exist(path):
-    files = re.findall(r"\b((?:cifar_jax|configs|tests|results|baselines|benchmarks|examples|docs)/[\w./]+\.\w+)", path.read_text())
+    folders = "cifar_jax|configs|tests|results|baselines|benchmarks|examples|docs"
+    files = re.findall(rf"\b((?:{folders})/[\w./]+\.\w+)", path.read_text())
     assert [file for file in files if file not in OTHERS and not (ROOT / file).exists()] == []
