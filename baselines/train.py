@@ -126,6 +126,10 @@ def check(config, path: pathlib.Path) -> None:
     """Raises InputError for a config that is invalid or over budget, or a folder that is not empty."""
     check_config(config)
     check_host(config.augment)
+    if config.init.weights:
+        raise InputError(
+            f"init.weights: got {config.init.weights!r}, expected '': the PyTorch twin begins from the seed; leave it out"
+        )
     parameters = sum(p.numel() for p in create_model(config.model).parameters())
     if parameters >= config.budget.parameters:
         raise InputError(

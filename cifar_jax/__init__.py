@@ -10,6 +10,12 @@ def load(name: str):
     """Returns the classifier.Classifier of a committed name, such as "base", or of a weights file.
 
     Raises errors.InputError where there is none, it is damaged, or for another network.
+
+    >>> import cifar_jax
+    >>> model = cifar_jax.load("base")
+    >>> probabilities = model.predict(cifar_jax.read_image("examples/images/cat.png"))
+    >>> model.classes[probabilities[0].argmax()]
+    'cat'
     """
     from cifar_jax import classifier
 

@@ -44,7 +44,13 @@ class Summary:
 
 
 def summarize(model) -> Summary:
-    """Counts the network of a config's model section. Raises InputError where a map shrinks to nothing."""
+    """Counts the network of a config's model section. Raises InputError where a map shrinks to nothing.
+
+    >>> from cifar_jax.config import read_config
+    >>> summary = summarize(read_config("configs/base.py", []).model)
+    >>> summary.parameters, summary.receptive_field, summary.layers[0].shape
+    (89386, 83, (32, 32, 32))
+    """
     size, channels, field, jump = IMAGE_SIZE, IMAGE_CHANNELS, 1, 1
     costs = []
     for layer in describe(model):

@@ -48,7 +48,7 @@ CHOICES = {
     "schedule.name": ("one_cycle", "cosine", "constant"),
     "log.progress": ("auto", "bar", "lines", "off"),
 }
-TYPES = {"data.dir": str, "optim.nesterov": bool, "parallel.coordinator": str, "log.tensorboard": bool}
+TYPES = {"init.weights": str, "data.dir": str, "optim.nesterov": bool, "parallel.coordinator": str, "log.tensorboard": bool}
 KNOWN = {*RANGES, *CHOICES, *TYPES, "model.widths"}  # and the augment section, which augment.check_augment knows
 
 
@@ -144,7 +144,11 @@ def _nearest(key: str, known: dict) -> str:
 
 
 def flatten(config) -> dict:
-    """{"a.b": value} of a nested config or dict; tuples become lists, as JSON has them."""
+    """{"a.b": value} of a nested config or dict; tuples become lists, as JSON has them.
+
+    >>> flatten({"model": {"widths": (4, 8), "variant": "strided"}})
+    {'model.widths': [4, 8], 'model.variant': 'strided'}
+    """
     flat = {}
     for key, value in config.items():
         if hasattr(value, "items"):
@@ -175,10 +179,11 @@ def from_json(values: dict) -> ConfigDict:
     model = {"kernels": "xla"} | values["model"] | {"widths": tuple(values["model"]["widths"])}
     checkpoint = {"every_seconds": 0.0} | values["checkpoint"]
     parallel = ANYWHERE | values.get("parallel", {})
+    init = {"weights": ""} | values.get("init", {})
     augment = _NOT_AUGMENTED | values["augment"]
     augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
     augment["mixup"] = {"ramp": 0.0} | augment["mixup"]
-    sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel}
+    sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel, "init": init}
     sections["optim"] = {"b2": 0.999} | values["optim"]
     sections["schedule"] = {"final_fraction": 0.0} | values["schedule"]
     return ConfigDict(values | sections).lock()

@@ -11,6 +11,12 @@ def make_schedule(schedule, num_steps: int) -> optax.Schedule:
     schedule.name: "constant"; "cosine" - linear warm-up, then half a cosine down; "one_cycle" - linear up to
     schedule.learning_rate at warmup_fraction of the steps, then linear down. Down is to final_fraction of learning_rate,
     which the step after the last would have; 0 is rounded to by float32 in the last step of a cosine of some 9,000.
+
+    >>> from ml_collections import ConfigDict
+    >>> section = {"name": "one_cycle", "learning_rate": 0.4, "warmup_fraction": 0.5, "final_fraction": 0.0}
+    >>> schedule = make_schedule(ConfigDict(section), 8)
+    >>> [round(float(schedule(step)), 2) for step in range(8)]
+    [0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1]
     """
     rate = _make_rate(schedule, num_steps)
     # A step as a float, not an int32, makes the rate float64 where JAX is set to that.

@@ -11,13 +11,14 @@ import time
 import jax
 
 from cifar_jax import allocator, budget, metrics, processes, stopping, workdir
-from cifar_jax.checkpoint import Checkpoints, find_newest, may_differ
+from cifar_jax.checkpoint import Checkpoints, find_newest, list_steps, may_differ
 from cifar_jax.config import check_config, differing_keys, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.device import check_device
 from cifar_jax.epoch import Progress, check_finite
 from cifar_jax.errors import InputError, RunError
+from cifar_jax.initial import describe, read_initial, take_over
 from cifar_jax.log import RunLog
 from cifar_jax.mesh import AXIS, make_mesh, meet, place, split
 from cifar_jax.models import create_model, why_not_native
@@ -50,8 +51,8 @@ def train(config, directory: str | os.PathLike) -> dict:
         processes.check_same("data", data := fingerprint(dataset))
         processes.check_same("model.kernels", workdir.describe_kernels(config))
         meet(mesh)
-        with _open_workdir(path, config, data, keep_best=bool(len(held_out))) as (result, checkpoints):
-            return result or _run(config, path, dataset, kept, held_out, checkpoints, mesh)
+        with _open_workdir(path, config, data, keep_best=bool(len(held_out))) as (result, *opened):
+            return result or _run(config, path, dataset, kept, held_out, *opened, mesh)
 
 
 def _load(config):
@@ -64,23 +65,26 @@ def _load(config):
 
 @contextlib.contextmanager
 def _open_workdir(path, config, data, *, keep_best):
-    """Gives (the result of a run that has finished meanwhile, the Checkpoints), the latter None but in the first process."""
-    checkpoints = None
+    """Gives (the result of a run that has finished meanwhile, the Checkpoints, the weights to begin from); None for what there is
+    not, and the latter two in all processes but the first.
+    """
+    checkpoints = initial = None
     with contextlib.ExitStack() as opened:
 
         def open_first():
-            nonlocal checkpoints
+            nonlocal checkpoints, initial
             opened.enter_context(errors_of_writing(path))
             opened.enter_context(workdir.lock(path))
             if result := _finished(path, config):  # another run may have been there while the data was loaded
                 return result
             newest = find_newest(path / "checkpoints")
-            workdir.create(path, config, data)
+            initial = read_initial(config) if newest is None else None
+            workdir.create(path, config, data, initial.sha256 if initial else "")
             files = Checkpoints(path / "checkpoints", keep_best=keep_best, resume_from=newest)
             checkpoints = opened.enter_context(files)
             return None
 
-        yield processes.from_first(open_first), checkpoints
+        yield processes.from_first(open_first), checkpoints, initial
 
 
 def _check_same_config(config) -> None:
@@ -102,6 +106,8 @@ def _begin(path, config) -> dict | None:
     if result := _finished(path, config):
         return result
     workdir.check_writable(path)
+    if not list_steps(path / "checkpoints"):
+        read_initial(config)
     return None
 
 
@@ -136,10 +142,10 @@ def errors_of_writing(path):
         ) from error
 
 
-def _run(config, path, dataset, kept, held_out, checkpoints, mesh) -> dict:
+def _run(config, path, dataset, kept, held_out, checkpoints, initial, mesh) -> dict:
     """Makes or restores the state, trains the epochs that are left, writes the results.
 
-    checkpoints: None in all processes but the first, which write nothing.
+    checkpoints: None in all processes but the first, which write nothing. initial: what _start takes.
     """
     steps_per_epoch = len(kept) // config.train.batch_size
     schedule = make_schedule(config.schedule, config.train.epochs * steps_per_epoch)
@@ -147,12 +153,13 @@ def _run(config, path, dataset, kept, held_out, checkpoints, mesh) -> dict:
     model, tx = create_model(config.model, axis_name=axis_name), make_optimizer(config.optim, schedule)
     options = {"label_smoothing": config.train.label_smoothing, "ema_decay": config.ema.decay, "axis_name": axis_name}
     steps = split(make_train_step(model, tx, **options), mesh), split(make_eval_step(model, axis_name=axis_name), mesh)
-    state, progress = _restore(checkpoints, create_state(model, tx, config.seed, with_ema=config.ema.decay > 0))
+    state = create_state(model, tx, config.seed, with_ema=config.ema.decay > 0)
+    state, progress = _start(checkpoints, state, initial, dataset.classes)
     state, rows, start = place(state, mesh), progress.pop("rows"), Progress(**progress)
     split_name, watched = ("validation", held_out) if len(held_out) else ("test", dataset.test)
     folder = path if processes.is_first() else None
     log = RunLog(folder, config.log, num_epochs=config.train.epochs, steps_per_epoch=steps_per_epoch, rows=rows)
-    log.say(_opening(config, path, dataset, mesh, kept=len(kept), rows=rows, start=start))
+    log.say(_opening(config, path, dataset, initial, mesh, kept=len(kept), rows=rows, start=start))
     with make_pipeline(config, dataset, kept, *steps, mesh) as pipeline:
         count = pipeline.make_count(watched)
         state, counts = _train_epochs(
@@ -182,13 +189,18 @@ def _run(config, path, dataset, kept, held_out, checkpoints, mesh) -> dict:
     return workdir.write_result(path, config, dataset, counts, log.rows)
 
 
-def _restore(checkpoints, state):
-    """(the state, what a checkpoint says of its progress): of the newest checkpoint, or the initial ones."""
+def _start(checkpoints, state, initial, classes):
+    """(the state, what a checkpoint says of its progress): of the newest checkpoint, or the initial ones.
+
+    initial: the weights to begin from, in the first process; None where there are none, or a checkpoint.
+    """
     restored = checkpoints.restore(state) if checkpoints else None
     progress = processes.from_first(lambda: restored[1] if restored else None)
-    if progress is None:
-        return state, {"rows": []}
-    return processes.state_from_first(restored[0] if restored else state), progress
+    if progress is not None:
+        return processes.state_from_first(restored[0] if restored else state), progress
+    if processes.from_first(lambda: initial is not None):
+        state = processes.state_from_first(take_over(state, initial, classes) if initial else state)
+    return state, {"rows": []}
 
 
 def _train_epochs(config, run_epoch, watch, state, start, *, steps_per_epoch, schedule, log, checkpoints):
@@ -267,15 +279,16 @@ def _seconds_left(rows, num_epochs: int) -> float:
     return sum(recent) / len(recent) * (num_epochs - len(rows))
 
 
-def _opening(config, path, dataset, mesh, *, kept: int, rows, start: Progress) -> str:
+def _opening(config, path, dataset, initial, mesh, *, kept: int, rows, start: Progress) -> str:
     device = jax.devices()[0].platform
     if mesh:
         hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
         device = f"{mesh.size} {device} devices{hosts}, {config.train.batch_size // mesh.size} images of a batch each,"
     reason = why_not_native(config.model)
     kernels = f"without native kernels ({reason})" if reason else "with native kernels"
+    begun = describe(config.init.weights, initial, dataset.classes)
     resumed = f"; resuming after epoch {len(rows)} and {start.batches} steps of the next" if rows or start.batches else ""
     return (
         f"Training {config.model.name}/{config.model.variant} on {kept} images from {dataset.source} for {config.train.epochs} "
-        f"epochs on {device} {kernels}, in {path}{resumed}"
+        f"epochs on {device} {kernels}, in {path}{begun}{resumed}"
     )

@@ -25,6 +25,7 @@ def get_config():
             "kernels": "auto",  # native ones on a CPU with a C compiler; "xla": never
         }
     )
+    config.init = ConfigDict({"weights": ""})  # from the seed; a committed name or a weights file: docs/fine_tuning.md
     config.data = ConfigDict({"source": "auto", "dir": "", "num_validation": 0, "workers": 1})
     config.augment = ConfigDict(
         {

@@ -41,6 +41,11 @@ BAD = {
     "model.head": {"conv": "dense, pointwise", "": "dense, pointwise"},
     "model.dtype": {"float16": "did you mean bfloat16?", "": "float32, bfloat16"},
     "model.kernels": {"fast": "auto, xla", "": "auto, xla"},
+    "init.weights": {
+        "nosuch": "a committed name (base, ",
+        "/nonexistent": "expected a file",
+        "base": "strided with widths (32, 64, 96, 128)",
+    },
     "data.source": {"shape": "did you mean shapes?", "": "auto, tfds"},
     "data.dir": {"/nonexistent": "a folder with the data", "~nosuchuser/x": "a folder with the data"},
     "data.num_validation": {"-1": "0 to", "1000000001": "0 to", "60": "fewer than the 60", "some": WHOLE, "0.1": WHOLE},

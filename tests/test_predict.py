@@ -1,7 +1,6 @@
 """A trained network in use: the Python API, files and folders through it, and the verb; refusals: test_cli_bad_predict.py."""
 
 import dataclasses
-import doctest
 import json
 import pathlib
 import signal
@@ -100,11 +99,6 @@ def answer(capsys, monkeypatch, weights, model):
 def test_the_package_stays_light():
     code = "import cifar_jax, sys; sys.exit('numpy' in sys.modules or 'jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_the_examples_of_the_docstrings():
-    done = doctest.testmod(classifier)
-    assert done.attempted > 0 and done.failed == 0
 
 
 def test_probabilities_are_the_softmax_of_the_network(weights, probabilities):

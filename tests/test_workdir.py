@@ -134,9 +134,11 @@ def test_closing_summary():
     assert "runs/x" in text.splitlines()[-1]
 
 
-def test_portable_config_keeps_all_but_dir_and_workers():
-    config = to_json(read_config(SMOKE, ["--config.data.dir=/x", "--config.data.workers=5"]))
-    assert workdir.portable(config) == config | {"data": config["data"] | {"dir": "", "workers": 0}}
+def test_portable_config_keeps_all_but_workers_and_where_files_lie():
+    overrides = ["--config.data.dir=/x", "--config.data.workers=5", "--config.init.weights=/secret/w.safetensors"]
+    config = to_json(read_config(SMOKE, overrides))
+    portable = {"data": config["data"] | {"dir": "", "workers": 0}, "init": {"weights": "w.safetensors"}}
+    assert workdir.portable(config) == config | portable
     assert config["data"]["dir"] == "/x"
 
 

@@ -22,6 +22,10 @@ def make_shapes(num_train: int = 5000, num_test: int = 1000, seed: int = 0) -> D
     """Draws a Dataset of ten balanced classes, the same for the same arguments; mean and std are the training images'.
 
     num_train, num_test: at least 1 each. seed: 0 or more; training and test images never share a random stream.
+
+    >>> data = make_shapes(20, 10)
+    >>> data.train.images.shape, data.train.images.dtype, sorted(data.test.labels.tolist())
+    ((20, 32, 32, 3), dtype('uint8'), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
     train, test = (_draw_split(num, np.random.default_rng([seed, i])) for i, num in enumerate((num_train, num_test)))
     mean, std = channel_statistics(train.images)

@@ -13,7 +13,12 @@ MODELS = {"c1c2c3c40": c1c2c3c40}
 
 
 def describe(model) -> tuple[Layer, ...]:
-    """The layers before pooling, from the config's model section."""
+    """The layers before pooling, from the config's model section.
+
+    >>> from cifar_jax.config import read_config
+    >>> describe(read_config("configs/base.py", []).model)[2]
+    Layer(name='t1', kind='separable', features=64, kernel=3, stride=2, dilation=1, padding=1)
+    """
     return MODELS[model.name].VARIANTS[model.variant](*model.widths)
 
 
@@ -31,7 +36,15 @@ def why_not_native(model) -> str:
 
 
 def create_model(model, *, axis_name: str | None = None):
-    """The Flax module, from the config's model section; axis_name: see steps.make_train_step."""
+    """The Flax module, from the config's model section; axis_name: see steps.make_train_step.
+
+    >>> from cifar_jax.config import read_config
+    >>> network = create_model(read_config("configs/base.py", ["--config.model.kernels=xla"]).model)
+    >>> image = jnp.zeros((1, 32, 32, 3))
+    >>> variables = jax.eval_shape(lambda: network.init(jax.random.key(0), image, train=False))
+    >>> jax.eval_shape(lambda variables: network.apply(variables, image, train=False), variables).shape
+    (1, 10)
+    """
     return MODELS[model.name].Network(
         describe(model),
         model.num_classes,

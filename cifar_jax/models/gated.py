@@ -21,7 +21,11 @@ _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # P
 
 
 def split_channels(channels: int) -> tuple[int, ...]:
-    """Sizes of the four parts of a gated layer's channels: passed on as they are, then one a window. They differ by 1 at most."""
+    """Sizes of the four parts of a gated layer's channels: passed on as they are, then one a window. They differ by 1 at most.
+
+    >>> split_channels(10)
+    (2, 2, 3, 3)
+    """
     return tuple((channels + part) // 4 for part in range(4))
 
 

@@ -30,7 +30,10 @@ COMMITTED = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """variables: {"params", "batch_stats"}, numpy; config: the training config; mean, std: fractions of 255."""
+    """variables: {"params", "batch_stats"}, numpy; config: the training config; mean, std: fractions of 255.
+
+    sha256: of the tensors and the metadata.
+    """
 
     variables: dict
     config: Any
@@ -38,6 +41,7 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     path: str
+    sha256: str
     train_seconds: float | None = None  # None: not known
 
 
@@ -105,7 +109,8 @@ def load_weights(name: str) -> Weights:
             raise InputError(
                 f"weights {path}: got format {metadata['format_version']}, expected at most {FORMAT_VERSION}; update cifar_jax"
             )
-        if metadata["format_version"] != 1 and metadata["sha256"] != _digest(flat, texts):
+        digest = _digest(flat, texts)
+        if metadata["format_version"] != 1 and metadata["sha256"] != digest:
             raise ValueError("its content does not match its sha256")
         variables = traverse_util.unflatten_dict(flat, sep="/")
         config = from_json(metadata["config"])
@@ -125,7 +130,7 @@ def load_weights(name: str) -> Weights:
         for key, value in flat.items():
             if not np.isfinite(value).all():
                 raise InputError(f"weights {path}: tensor {key}: got numbers that are not finite; use a run that did not diverge")
-        return Weights(variables, config, classes, mean, std, str(path), seconds)
+        return Weights(variables, config, classes, mean, std, str(path), digest, seconds)
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
