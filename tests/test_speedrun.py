@@ -1,13 +1,16 @@
 """The shortest training, timed: the same numbers as `python run.py`, whatever the warm-up and the seeds before."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 from test_resident import DATA, TINY, shallow
 
-from benchmarks import speedrun
+from benchmarks import ablation, speedrun
 from cifar_jax import train as train_module
+from cifar_jax.config import read_config, to_json
+from cifar_jax.errors import InputError
 from cifar_jax.models import c1c2c3c40
 
 FLAGS = ["--config", "configs/smoke.py", *(f"--config.{text}" for text in (*TINY, "augment.backend=device"))]
@@ -18,6 +21,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
     monkeypatch.setattr(train_module, "load_dataset", lambda source, directory: DATA)
     monkeypatch.setattr(speedrun, "load_dataset", lambda source, directory: DATA)
+    monkeypatch.setattr(ablation, "load_dataset", lambda source, directory: DATA)
 
 
 def test_each_seed_ends_in_what_its_run_ends_in(quick, tmp_path, capsys):
@@ -56,3 +60,25 @@ def test_a_warm_up_learns_nothing(quick):
 def test_held_out_images_are_evaluated_where_there_are_any(quick, capsys):
     speedrun.main([*FLAGS, "--config.data.num_validation=30", "--runs", "1"])
     assert "'examples': 30" in capsys.readouterr().out
+
+
+def test_an_ablation_leaves_one_ingredient_out_and_is_the_same_training_otherwise(quick, capsys):
+    ablation.main([*FLAGS, "--runs", "2", "--rows", "all,smoothing", "--json"])
+    whole, without = json.loads(capsys.readouterr().out)["rows"]
+    for row, flags in ((whole, []), (without, ["--config.train.label_smoothing=0.0"])):
+        speedrun.main([*FLAGS, *flags, "--runs", "2", "--json"])
+        expected = json.loads(capsys.readouterr().out)
+        assert [run["correct"] for run in row["runs"]] == [run["correct"] for run in expected["runs"]]
+    assert ablation.interval([1.0, 3.0]) == pytest.approx(
+        12.7062
+    )  # t of one degree of freedom, times a deviation of 1 of the mean
+
+
+def test_an_ablation_of_an_unknown_ingredient_is_refused():
+    with pytest.raises(InputError, match="--rows: got 'salt', expected some of all, flip"):
+        ablation.main([*FLAGS, "--rows", "all,salt"])
+
+
+def test_every_row_of_the_ablation_changes_the_config_and_no_two_alike():
+    changed = [to_json(read_config("configs/fast.py", [f"--config.{text}" for text in row])) for row in ablation.ROWS.values()]
+    assert all(one != other for one, other in itertools.combinations(changed, 2))
