@@ -3,6 +3,8 @@
 python results/card.py base [NAME ...]    evaluates the test images and writes cifar_jax/weights/NAME.md
 """
 
+import csv
+import pathlib
 import sys
 
 import cv2
@@ -73,6 +75,14 @@ def measure(predict, test) -> dict:
     }
 
 
+def epochs_trained(name: str, config) -> str:
+    """As runs.csv has it: all the config's epochs, or such as "179 of 200" of a run that was stopped and is not finished yet."""
+    with (pathlib.Path(__file__).parent / "runs.csv").open(newline="") as file:
+        rows = [row["epochs"] for row in csv.DictReader(file) if (row["config"], row["seed"]) == (name, str(config.seed))]
+    whole = str(config.train.epochs)
+    return next((text for text in rows if whole not in rows and text.endswith(f" of {whole}")), whole)
+
+
 def format_card(name: str, weights, measured: dict) -> str:
     """The card as Markdown."""
     config, cost = weights.config, summarize(weights.config.model)
@@ -80,8 +90,9 @@ def format_card(name: str, weights, measured: dict) -> str:
     augment = config.augment
     used = [key for key, section in augment.items() if hasattr(section, "items") and section["p"] > 0]
     held_out = f" less {config.data.num_validation:,} held out" if config.data.num_validation else ""
+    epochs = epochs_trained(name, config)
     recipe = [
-        f"{config.train.epochs} epochs of batches of {config.train.batch_size}",
+        f"{epochs} epochs of batches of {config.train.batch_size}",
         f"{config.optim.name}, {config.schedule.name} to a learning rate of {config.schedule.learning_rate}",
         f"label smoothing {config.train.label_smoothing}",
         f"{', '.join(used) or 'no augmentation'} on the {augment.backend}",
@@ -96,7 +107,7 @@ def format_card(name: str, weights, measured: dict) -> str:
         "data": f"CIFAR-10, 50,000 training images{held_out}",
         "recipe": "; ".join(recipe),
         "seed": f"{config.seed}: fixed before training, not chosen among several",
-        "test accuracy, final epoch": percent(100 * measured["shifts"]["none"]),
+        f"test accuracy, {'not final' if ' of ' in epochs else 'final epoch'}": percent(100 * measured["shifts"]["none"]),
         f"expected calibration error, {BINS} bins": percent(100 * measured["ece"]),
         "mean confidence": percent(100 * measured["confidence"]),
     }
