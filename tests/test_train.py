@@ -193,7 +193,13 @@ WITHOUT_STATISTICS = ("model.variant=gated", "optim.name=adamw", "optim.nesterov
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("ema.decay=0.9", "data.num_validation=40"), ("model.kernels=xla",), WITHOUT_STATISTICS]
+    "overrides",
+    [
+        (),
+        ("ema.decay=0.9", "data.num_validation=40"),
+        ("model.kernels=xla",),
+        pytest.param(WITHOUT_STATISTICS, marks=pytest.mark.slow),
+    ],
 )
 def test_saved_and_stopped_amid_an_epoch_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, overrides):
     """Signals after the first step, amid the first epoch, at its last step (which saves at its end), amid the second."""
