@@ -5,7 +5,7 @@ The five augmentations are the assignment's in its order, gentler, as a small ne
 Command: python run.py --config configs/base.py
       --config.train.epochs=16 for a quarter of the time: 87.10 %, n = 1
 Cost: 2 CPU cores (Xeon), native kernels: 40 s an epoch when nothing else runs, 40 minutes. One GPU: not measured.
-Score: 90.51 % of the test images (9051 of 10,000), final epoch, n = 1.
+Score: 90.67 ± 0.23 % of the test images, final epoch, seeds 0 and 1 (9051 and 9083 of 10,000), n = 2.
 """
 
 from ml_collections import ConfigDict
