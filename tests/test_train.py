@@ -196,8 +196,7 @@ WITHOUT_STATISTICS = ("model.variant=gated", "optim.name=adamw", "optim.nesterov
     "overrides",
     [
         (),
-        ("ema.decay=0.9", "data.num_validation=40"),
-        ("model.kernels=xla",),
+        ("ema.decay=0.9", "data.num_validation=40", "model.kernels=xla"),
         pytest.param(WITHOUT_STATISTICS, marks=pytest.mark.slow),
     ],
 )

@@ -130,7 +130,7 @@ def test_parameter_counts_of_the_whole_network(variant):
     assert sum(p.numel() for p in create_model(model).parameters()) == budget.summarize(model).parameters
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@ALL_VARIANTS
 def test_receptive_field_by_the_twins_input_gradient(variant):
     """Positive weights and identity statistics: no term cancels, so the gradient of a unit covers its whole field."""
     from baselines.model import create_model

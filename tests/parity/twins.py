@@ -23,8 +23,12 @@ EITHER_KERNELS = pytest.mark.parametrize("kernels", KERNELS)
 SLOW = {"gated": pytest.mark.slow}
 ALL_VARIANTS = pytest.mark.parametrize("variant", [pytest.param(name, marks=SLOW.get(name, ())) for name in VARIANTS])
 # Updates take long to compile. Kernels are compared layer by layer elsewhere: for a second kind of them one network will do.
-_SECOND = [pytest.param("mixed", kernels, marks=pytest.mark.slow) for kernels in KERNELS[:-1]]
-UPDATES = pytest.mark.parametrize("variant, kernels", [*((name, KERNELS[-1]) for name in VARIANTS if name not in SLOW), *_SECOND])
+_FIRST = [name for name in VARIANTS if name not in SLOW]
+_MORE = [("early", KERNELS[-1]), *(("mixed", kernels) for kernels in KERNELS[:-1])]
+UPDATES = pytest.mark.parametrize(
+    "variant, kernels",
+    [(name, KERNELS[-1]) for name in _FIRST if name != "early"] + [pytest.param(*pair, marks=pytest.mark.slow) for pair in _MORE],
+)
 BATCH = 6
 
 
