@@ -3,6 +3,8 @@
 Importing the package stays cheap (no JAX): loader workers import it too.
 """
 
+import os
+
 __version__ = "0.1.0"
 
 
@@ -25,5 +27,8 @@ def load(name: str):
 def read_image(path):
     """Returns an image file as uint8 (32, 32, 3) RGB, as Classifier.predict takes it; see data.folder.read_image."""
     from cifar_jax.data import folder
+    from cifar_jax.errors import InputError
 
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: no such file, expected an image; name one that exists")
     return folder.read_image(path)

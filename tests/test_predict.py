@@ -120,6 +120,11 @@ def test_files_give_what_evaluate_counts(weights, model, folder, monkeypatch):
     assert (counts["correct"], counts["examples"]) == (30, 40)
 
 
+def test_an_image_that_is_not_there_is_said_not_to_be():
+    with pytest.raises(InputError, match="nosuch.png: no such file"):
+        cifar_jax.read_image("nosuch.png")
+
+
 def test_files_give_what_their_arrays_give(model, folder, probabilities):
     assert (cifar_jax.read_image(folder / "07.png") == IMAGES[7]).all()
     paths, rows = zip(*predict.predict_files(model, predict.find_images(["images"])), strict=True)
