@@ -10,21 +10,18 @@ Latest result: none yet; 13 minutes a row on 2 CPU cores, 40 seconds on an H100.
 """
 
 import math
-import pathlib
 
 import jax
 from scipy import stats
 
 from benchmarks import measure
-from benchmarks.speedrun import Speedrun, summarize
+from benchmarks.speedrun import Speedrun, check, describe, summarize
 from cifar_jax import allocator
 from cifar_jax.arguments import path, whole
-from cifar_jax.budget import check_budget
-from cifar_jax.config import check_config, to_json, with_overrides
+from cifar_jax.config import check_config, with_overrides
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.device import check_device
 from cifar_jax.errors import InputError
-from cifar_jax.workdir import describe_kernels
 
 ROWS = {
     "all": [],
@@ -68,12 +65,10 @@ def main(argv):
     names = flags.rows.split(",")
     if unknown := [name for name in names if name not in ROWS]:
         raise InputError(f"--rows: got {unknown[0]!r}, expected some of {', '.join(ROWS)}; name these, separated by commas")
-    if config.augment.backend != "device":
-        raise InputError(f"augment.backend: got {config.augment.backend}, expected device; set it")
     configs = {name: with_overrides(config, [f"--config.{text}" for text in ROWS[name]]) for name in names}
     for changed in configs.values():
         check_config(changed)
-        check_budget(changed.model, changed.budget)
+        check(changed)
     check_device()
     allocator.keep_freed_memory()  # as training does
     dataset = load_dataset(config.data.source, config.data.dir)
@@ -85,16 +80,7 @@ def main(argv):
             half = "" if rows[-1]["interval"] is None else f" ± {rows[-1]['interval']:.2f}"
             print(f"{'' if name == 'all' else 'without '}{name}: {rows[-1]['accuracy']['mean']:.2f}{half} %", flush=True)
     if flags.json:
-        report = {
-            "benchmark": "ablation",
-            "name": pathlib.Path(flags.config).stem,
-            "config": to_json(config),
-            "split": "validation" if config.data.num_validation else "test",
-            "kernels": describe_kernels(config),
-            "machine": measure.machine(),
-            "rows": rows,
-        }
-        measure.print_report(report, as_json=True)
+        measure.print_report(describe("ablation", flags, config) | {"rows": rows}, as_json=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ dense 1.60, depthwise 8.76, pointwise 2.62; all together 5.95. GPU: not measured
 """
 
 import jax
-from jax import lax
 
 from benchmarks import measure
 from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE
@@ -21,19 +20,6 @@ OURS = {
     "depthwise": ops.conv_depthwise,
     "pointwise": lambda x, kernel, **window: ops.conv_pointwise(x, kernel),
 }
-
-
-def conv_lax(x, kernel, *, stride=1, dilation=1, padding=0):
-    """XLA's own convolution, grouped where the kernel sees fewer channels than x has."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
-    )
 
 
 def list_convolutions(model) -> list[tuple]:
@@ -84,7 +70,7 @@ def main(argv):
     options = {"batch_size": config.train.batch_size, "dtype": config.model.dtype}
     kinds = [kind for kind in OURS if any(kind == name for name, *_ in found)]
     sides = {kind: make_side(found, kind, OURS[kind], **options) for kind in kinds}
-    sides |= {f"{kind} by lax": make_side(found, kind, conv_lax, **options) for kind in kinds}
+    sides |= {f"{kind} by lax": make_side(found, kind, ops.conv_xla, **options) for kind in kinds}
     seconds = measure.in_turn(sides, flags.repeats)
     report = {
         "benchmark": "convolutions",

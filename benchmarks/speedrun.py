@@ -88,6 +88,25 @@ def summarize(runs: list[dict]) -> dict:
     return {"n": len(runs), "seconds": both([run["seconds"] for run in runs]), "accuracy": both(accuracies)}
 
 
+def check(config) -> None:
+    """Raises InputError for a config over budget, or whose images are not augmented on the device."""
+    if config.augment.backend != "device":
+        raise InputError(f"augment.backend: got {config.augment.backend}, expected device; set it, or time `python run.py`")
+    check_budget(config.model, config.budget)
+
+
+def describe(benchmark: str, flags, config) -> dict:
+    """What a report begins with: what was trained, on what it is evaluated, and where."""
+    return {
+        "benchmark": benchmark,
+        "name": pathlib.Path(flags.config).stem,
+        "config": to_json(config),
+        "split": "validation" if config.data.num_validation else "test",
+        "kernels": describe_kernels(config),
+        "machine": measure.machine(),
+    }
+
+
 def make_parser():
     """The flags of this command."""
     parser = measure.make_plain_parser(__doc__)
@@ -102,21 +121,14 @@ def main(argv):
     last, most = flags.seed + flags.runs - 1, RANGES["seed"][1]
     if last > most:
         raise InputError(f"--seed: got {flags.seed} for {flags.runs} runs, expected the last to be {most} at most; lower it")
-    if config.augment.backend != "device":
-        raise InputError(f"augment.backend: got {config.augment.backend}, expected device; set it, or time `python run.py`")
-    check_budget(config.model, config.budget)
+    check(config)
     check_device()
     allocator.keep_freed_memory()  # as training does
     speedrun = Speedrun(config, load_dataset(config.data.source, config.data.dir))
     began = time.perf_counter()
     speedrun.warm_up()
     report = {
-        "benchmark": "speedrun",
-        "name": pathlib.Path(flags.config).stem,
-        "config": to_json(config),
-        "split": "validation" if config.data.num_validation else "test",
-        "kernels": describe_kernels(config),
-        "machine": measure.machine(),
+        **describe("speedrun", flags, config),
         "warm_up_seconds": time.perf_counter() - began,
         "runs": [speedrun.run(flags.seed + i) for i in range(flags.runs)],
     }

@@ -5,6 +5,7 @@ import signal
 import jax
 import pytest
 from hypothesis import settings
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 import run
@@ -29,6 +30,20 @@ def model_config():
         return ConfigDict(base.get_config().model.to_dict() | {"widths": (4, 5, 6, 7)} | changes)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Within a module a program is compiled once and kept on disk."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update(names[1], 0.1)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ import subprocess
 import sys
 import types
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from launcher import ROOT, SMOKE
 
 import run
@@ -24,20 +22,12 @@ if not os.path.exists("/dev/full"):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Few images, and programs that are compiled once."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
+def quick(compiled_once):
+    """Few images."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(names[1], 0.1)
-    compilation_cache.reset_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "make_shapes", lambda: shapes.make_shapes(60, 20))
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

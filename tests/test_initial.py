@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from test_train import shallow
 
 from cifar_jax import train as train_module
 from cifar_jax.config import read_config
@@ -16,7 +16,6 @@ from cifar_jax.data import shapes
 from cifar_jax.errors import InputError
 from cifar_jax.initial import read_initial, take_over
 from cifar_jax.models import c1c2c3c40, create_model
-from cifar_jax.models.layers import conv, separable
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import create_state
 from cifar_jax.train import train
@@ -33,25 +32,13 @@ def make_config(*overrides):
     return read_config(SMOKE, [f"--config.{override}" for override in (*TINY, *overrides)])
 
 
-def shallow(w1, w2, w3, w4):
-    return (conv("c1_conv", w1), *(separable(f"t{i}", w, stride=2) for i, w in enumerate((w2, w3, w4), 1)))
-
-
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Few images, a shallow network, and programs that are compiled once and kept on disk."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(names[1], 0.1)
-    compilation_cache.reset_cache()
+def quick(compiled_once):
+    """Few images and a shallow network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
         patch.setattr(train_module, "load_dataset", lambda source, directory: DATA)
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

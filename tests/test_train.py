@@ -12,7 +12,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from cifar_jax import epoch as epoch_module
 from cifar_jax import pipeline as pipeline_module
@@ -102,21 +101,13 @@ def shallow_gated(w1, w2, w3, w4):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Few images, a shallow network, and programs that are compiled once and kept on disk."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(names[1], 0.1)
-    compilation_cache.reset_cache()
+def quick(compiled_once):
+    """Few images and a shallow network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
         patch.setitem(c1c2c3c40.VARIANTS, "gated", shallow_gated)
         patch.setattr(train_module, "load_dataset", lambda source, directory: DATA)
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def conv_dense(x, kernel, *, stride=1, dilation=1, padding=0):
     if k == 1 and stride == 1 and padding == 0:
         return conv_pointwise(x, kernel)
     if jax.default_backend() != "cpu":
-        return _conv(x, kernel, stride, dilation, padding)
+        return conv_xla(x, kernel, stride=stride, dilation=dilation, padding=padding)
     rows = output_size(x.shape[1], k, stride, dilation, padding)
     cols = output_size(x.shape[2], k, stride, dilation, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -69,14 +69,15 @@ def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0):
         same = stride == 1 and kernel.shape[0] % 2 and 2 * padding == dilation * (kernel.shape[0] - 1)
         if same and x.shape[2] * x.shape[3] <= _ROW:
             return _conv_banded(x, kernel, dilation)
-        return _conv(x, kernel * jnp.eye(x.shape[-1], dtype=kernel.dtype), stride, dilation, padding)
+        diagonal = kernel * jnp.eye(x.shape[-1], dtype=kernel.dtype)
+        return conv_xla(x, diagonal, stride=stride, dilation=dilation, padding=padding)
     if kernel.shape[0] < _LARGE:
         return _depthwise(x, kernel[:, :, 0], stride, dilation, padding)
     return _depthwise_large(x, kernel[:, :, 0], stride, dilation, padding)
 
 
-def _conv(x, kernel, stride, dilation, padding):
-    """XLA's own convolution over all channels."""
+def conv_xla(x, kernel, *, stride=1, dilation=1, padding=0):
+    """XLA's own convolution: over all channels, or grouped where the kernel sees fewer than x has."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -84,6 +85,7 @@ def _conv(x, kernel, stride, dilation, padding):
         [(padding, padding)] * 2,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 
