@@ -17,8 +17,8 @@ from cifar_jax.image_ops import luma, stack_rgb
 class Jitter(NamedTuple):
     """Strengths, where 0 leaves an operation out, or the factors drawn with them, None for one left out.
 
-    A factor lies within its strength of 1, and above 0; that of `hue` within its strength of 0, in turns of the colour
-    circle (strengths up to 0.5).
+    A factor lies within its strength of 1, that of sharpness of its mean, and above 0; that of `hue` within its strength of 0,
+    in turns of the colour circle (strengths up to 0.5).
     """
 
     brightness: float | None = 0.0
@@ -28,14 +28,15 @@ class Jitter(NamedTuple):
     hue: float | None = 0.0
 
 
-def draw_jitter(key, strength: Jitter) -> Jitter:
+def draw_jitter(key, strength: Jitter, sharpness_mean: float = 1.0) -> Jitter:
     """Draws one image's factors, each uniform and independent of the others and of whether they are drawn."""
 
     def draw(index, low, high):
         return jax.random.uniform(jax.random.fold_in(key, index), (), minval=low, maxval=high)
 
     *factors, hue = strength
-    drawn = [draw(i, max(0.0, 1 - s), 1 + s) if s else None for i, s in enumerate(factors)]
+    means = (1.0, 1.0, 1.0, sharpness_mean)
+    drawn = [draw(i, max(0.0, m - s), m + s) if s else None for i, (s, m) in enumerate(zip(factors, means, strict=True))]
     return Jitter(*drawn, draw(len(factors), -hue, hue) if hue else None)
 
 

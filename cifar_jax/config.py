@@ -183,6 +183,7 @@ def from_json(values: dict) -> ConfigDict:
     augment = _NOT_AUGMENTED | values["augment"]
     augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
     augment["mixup"] = {"ramp": 0.0} | augment["mixup"]
+    augment["color_jitter"] = {"sharpness_mean": 1.0} | augment["color_jitter"]
     sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel, "init": init}
     sections["optim"] = {"b2": 0.999} | values["optim"]
     sections["schedule"] = {"final_fraction": 0.0} | values["schedule"]

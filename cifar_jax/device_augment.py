@@ -108,7 +108,7 @@ def draw_more(key, augment) -> dict:
     if cutout["p"] > 0:
         more["cutout"] = jnp.where(fires[1] < cutout["p"], draw_cutout(keys[1], cutout["size"]), SIDE)
     if jitter["p"] > 0:
-        factors = draw_jitter(keys[2], Jitter(*(jitter[name] for name in Jitter._fields)))
+        factors = draw_jitter(keys[2], Jitter(*(jitter[name] for name in Jitter._fields)), jitter["sharpness_mean"])
         fired = fires[2] < jitter["p"]
         more["jitter"] = Jitter(*(f if f is None else jnp.where(fired, f, n) for f, n in zip(factors, _NEUTRAL, strict=True)))
     return more

@@ -10,7 +10,9 @@ from jax import lax
 
 
 def draw_shares(key, num: int, alpha: float):
-    """Draws the share that each of `num` images keeps, Beta(alpha, alpha); alpha = 1 is uniform. Returns float32, (num,)."""
+    """Draws the share that each of `num` images keeps, Beta(alpha, alpha). Returns float32, (num,)."""
+    if alpha == 1:  # uniform; what draws the others loops, and on a GPU the host waits at every turn
+        return jax.random.uniform(key, (num,))
     return jax.random.beta(key, alpha, alpha, (num,))
 
 
@@ -86,8 +88,12 @@ def make_mix(augment, num_classes: int):
         draw_key, mix_key = jax.random.split(key)
         u = jax.random.uniform(draw_key)
         p = mixup_p * jnp.minimum(done / ramp, 1.0) if ramp else mixup_p
-        which = (u >= p).astype(jnp.int32) + (u >= p + cutmix_p)
-        image, labels = lax.switch(which, (by_mixup, by_cutmix, unmixed), batch["image"], batch["label"], mix_key)
+        if cutmix_p:
+            which = (u >= p).astype(jnp.int32) + (u >= p + cutmix_p)
+            image, labels = lax.switch(which, (by_mixup, by_cutmix, unmixed), batch["image"], batch["label"], mix_key)
+        else:  # on a GPU the host would wait for which of two it is
+            shares = jnp.where(u < p, draw_shares(mix_key, len(batch["label"]), augment["mixup"]["alpha"]), 1.0)
+            image, labels = mixup(batch["image"], batch["label"], shares)
         return batch | {"image": image, "target": soft_labels(labels, num_classes)}
 
     return mix

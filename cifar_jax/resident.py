@@ -19,7 +19,7 @@ from cifar_jax.device_augment import make_epoch_key
 from cifar_jax.epoch import BEGINNING, Progress, check_finite, sums_from_numbers, sums_to_numbers, timed
 from cifar_jax.mesh import AXIS, constrain, place, round_up
 
-STEPS = 16  # of one program: long against the cost of starting it, short for whoever waits for a signal
+STEPS = 16  # of one program at most: long against the cost of starting it, short for whoever waits for a signal
 
 
 class Position(NamedTuple):
@@ -37,6 +37,16 @@ class Position(NamedTuple):
     epoch: jax.Array
 
 
+def fit_steps(steps_per_epoch: int) -> int:
+    """The steps of one program, at most STEPS, of which whole programs make an epoch with the fewest too many.
+
+    >>> fit_steps(195), fit_steps(391), fit_steps(3)
+    (15, 14, 3)
+    """
+    most = min(STEPS, steps_per_epoch)
+    return min(range((most + 1) // 2, most + 1), key=lambda steps: (-steps_per_epoch % steps, -steps))
+
+
 class Resident:
     """A training split on the device, and the compiled programs that train on it.
 
@@ -47,6 +57,7 @@ class Resident:
 
     def __init__(self, train_step, make_batch, split: Split, *, batch_size: int, mesh=None):
         self.steps_per_epoch, self._mesh = len(split) // batch_size, mesh
+        self._steps = fit_steps(self.steps_per_epoch)
         self.data = place((split.images, split.labels.astype(np.int32)), mesh)
         self._begin = jax.jit(self._make_begin(len(split)))
         self._advance = jax.jit(self._make_advance(train_step, make_batch, batch_size), donate_argnums=0)
@@ -70,13 +81,17 @@ class Resident:
             )
 
         def advance(position, images, labels):
-            """At most STEPS steps, up to the end of the epoch or a loss that is not finite. Also a token of its end."""
+            """Some steps, up to the end of the epoch or a loss that is not finite. Also a token of its end.
 
-            def goes_on(carry):
-                i, position = carry
-                return (i < STEPS) & (position.done < self.steps_per_epoch) & jnp.isfinite(position.loss)
+            Their number is known beforehand, and those too many change nothing: on a GPU the host would otherwise wait for each
+            step to learn whether there is another.
+            """
 
-            _, position = lax.while_loop(goes_on, lambda c: (c[0] + 1, step(c[1], images, labels)), (0, position))
+            def step_or_stay(_, position):
+                goes_on = (position.done < self.steps_per_epoch) & jnp.isfinite(position.loss)
+                return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), step(position, images, labels), position)
+
+            position = lax.fori_loop(0, self._steps, step_or_stay, position)
             return position, jnp.copy(position.done)
 
         return advance
@@ -93,7 +108,7 @@ class Resident:
             return clock(int(done), sums_to_numbers(sums), 0.0)
 
         with log.epoch_bar(epoch, start.batches) as bar:
-            for done in [*range(start.batches + STEPS, self.steps_per_epoch, STEPS), self.steps_per_epoch]:
+            for done in [*range(start.batches + self._steps, self.steps_per_epoch, self._steps), self.steps_per_epoch]:
                 before, (position, token) = token, self._advance(position, *self.data)
                 if before is not None:  # one program is always waiting behind the one under way
                     before.block_until_ready()

@@ -21,7 +21,7 @@ from cifar_jax.errors import InputError, RunError
 from cifar_jax.initial import describe, read_initial, take_over
 from cifar_jax.log import RunLog
 from cifar_jax.mesh import AXIS, make_mesh, meet, place, split
-from cifar_jax.models import create_model, why_not_native
+from cifar_jax.models import choose_kernels, create_model
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.pipeline import make_pipeline
 from cifar_jax.state import create_state, final_variables
@@ -284,8 +284,8 @@ def _opening(config, path, dataset, initial, mesh, *, kept: int, rows, start: Pr
     if mesh:
         hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
         device = f"{mesh.size} {device} devices{hosts}, {config.train.batch_size // mesh.size} images of a batch each,"
-    reason = why_not_native(config.model)
-    kernels = f"without native kernels ({reason})" if reason else "with native kernels"
+    kernels, reason = choose_kernels(config.model)
+    kernels = f"without native kernels ({reason})" if reason else f"with {kernels} kernels"
     begun = describe(config.init.weights, initial, dataset.classes)
     resumed = f"; resuming after epoch {len(rows)} and {start.batches} steps of the next" if rows or start.batches else ""
     return (

@@ -17,7 +17,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.initial import check_same_initial
 from cifar_jax.jsonfile import damaged, read_json, write_json
 from cifar_jax.log import format_duration
-from cifar_jax.models import why_not_native
+from cifar_jax.models import choose_kernels
 
 LOCK = ".lock"
 log = logging.getLogger("cifar_jax")
@@ -121,8 +121,8 @@ def create(path: pathlib.Path, config, data: str, initial: str = "") -> None:
 
 
 def describe_kernels(config) -> str:
-    """What computes the config's network on this machine: "native" or "xla"."""
-    return "xla" if why_not_native(config.model) else "native"
+    """What computes the config's network on this machine: "native", "pallas" or "xla"."""
+    return choose_kernels(config.model)[0]
 
 
 @contextlib.contextmanager

@@ -21,15 +21,16 @@ def get_config():
     config.augment.backend = "device"
     config.augment.translate = {"padding": 4, "p": 1.0}
     config.augment.shift_scale_rotate = {"shift": 0.0, "scale": 0.0, "rotate": 15.0, "p": 0.95}
-    config.augment.color_jitter = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.5, "sharpness": 0.5, "hue": 0.05, "p": 0.9}
+    config.augment.color_jitter.update(brightness=0.1, contrast=0.1, saturation=0.5, hue=0.05, p=0.9)
+    config.augment.color_jitter.update(sharpness=0.6, sharpness_mean=1.6)
     config.augment.coarse_dropout.p = 0.0
     config.augment.to_gray.p = 0.0
     config.augment.mixup = {"alpha": 1.0, "p": 1.0, "ramp": 0.5}
     config.optim = {"name": "adamw", "momentum": 0.9, "b2": 0.999, "nesterov": False, "weight_decay": 0.01}
-    config.schedule = {"name": "cosine", "learning_rate": 0.02, "warmup_fraction": 0.01, "final_fraction": 0.1}
+    config.schedule = {"name": "cosine", "learning_rate": 0.02, "warmup_fraction": 0.01, "final_fraction": 0.01}
     config.ema.decay = 0.999
     config.train.batch_size = 256
-    config.train.epochs = 200
+    config.train.epochs = 300
     config.train.label_smoothing = 0.0
     config.checkpoint.every_epochs = 10
     return config

@@ -64,6 +64,7 @@ BAD = {
         f"augment.color_jitter.{name}": {"1.5": STRENGTH, "-0.1": STRENGTH, **no_number(STRENGTH)}
         for name in ("brightness", "contrast", "saturation", "sharpness")
     },
+    "augment.color_jitter.sharpness_mean": {"3.5": "from 0 to 3", "-0.1": "from 0 to 3", **no_number("from 0 to 3")},
     "augment.color_jitter.hue": {"0.6": "from 0 to 0.5", "-0.1": "from 0 to 0.5", **no_number("from 0 to 0.5")},
     "augment.color_jitter.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "0.5": ON_DEVICE, **no_number(PROBABILITY)},
     "augment.shift_scale_rotate.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, **no_number(PROBABILITY)},

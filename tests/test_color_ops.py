@@ -67,15 +67,17 @@ def test_hue_is_colorsys(turn):
 
 def test_factors_are_uniform_in_their_ranges_and_independent():
     strength = Jitter(brightness=0.4, contrast=0.2, saturation=1.5, sharpness=0.0, hue=0.1)
-    drawn = jax.jit(jax.vmap(lambda key: draw_jitter(key, strength)))(jax.random.split(jax.random.key(2), 20_000))
-    assert drawn.sharpness is None
-    ranges = {"brightness": (0.6, 1.4), "contrast": (0.8, 1.2), "saturation": (0.0, 2.5), "hue": (-0.1, 0.1)}
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    assert draw_jitter(keys[0], strength, 1.6).sharpness is None
+    drawn = jax.jit(jax.vmap(lambda key: draw_jitter(key, strength._replace(sharpness=0.6), 1.6)))(keys)
+    ranges = {"brightness": (0.6, 1.4), "contrast": (0.8, 1.2), "saturation": (0.0, 2.5), "sharpness": (1.0, 2.2)}
+    ranges["hue"] = (-0.1, 0.1)
     columns = []
     for name, (low, high) in ranges.items():
         values = np.asarray(getattr(drawn, name), np.float64)
         assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-6, name  # as in test_device_augment
         columns.append(values)
-    correlation = np.corrcoef(columns) - np.eye(4)
+    correlation = np.corrcoef(columns) - np.eye(5)
     assert np.abs(correlation).max() < 5 / np.sqrt(20_000)  # five standard deviations
 
 

@@ -288,7 +288,7 @@ def test_what_another_process_does_while_the_data_is_loaded_is_not_overlooked(tm
 
 
 def test_other_kernels_than_a_run_began_with_are_said(stopped, monkeypatch, caplog):
-    monkeypatch.setattr(workdir, "why_not_native", lambda model: "no compiler")
+    monkeypatch.setattr(workdir, "choose_kernels", lambda model: ("xla", "no compiler"))
     before = json.loads((stopped / "config.json").read_text())["kernels"]
     train(make_config(), stopped)
     assert f"was begun with {before} kernels and goes on with xla ones" in caplog.text or before == "xla"

@@ -36,6 +36,7 @@ _SECTIONS = {
         "contrast": _STRENGTH,
         "saturation": _STRENGTH,
         "sharpness": _STRENGTH,
+        "sharpness_mean": (float, 0.0, 3.0, "a factor from 0 to 3"),
         "hue": (float, 0.0, 0.5, "turns of the colour circle from 0 to 0.5"),
         "p": _PROBABILITY,
     },

@@ -6,7 +6,7 @@ A family gives a list of layers for the budget and a Flax module for the step; M
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.models import blocks, c1c2c3c40, gated, native
+from cifar_jax.models import blocks, c1c2c3c40, depthwise, gated, native
 from cifar_jax.models.layers import Layer
 
 MODELS = {"c1c2c3c40": c1c2c3c40}
@@ -22,12 +22,23 @@ def describe(model) -> tuple[Layer, ...]:
     return MODELS[model.name].VARIANTS[model.variant](*model.widths)
 
 
-def why_not_native(model) -> str:
-    """ "" where native/block.c computes the config's network on this machine, else what keeps it from that, in a few words."""
+def choose_kernels(model) -> tuple[str, str]:
+    """What computes the config's network on this machine, and for "xla" what keeps it from better, in a few words, else "".
+
+    "native": native/block.c, on a CPU; "pallas": depthwise.py and gate_kernels.py, on a GPU.
+    """
     if model.kernels == "xla":
-        return "model.kernels is xla"
+        return "xla", "model.kernels is xla"
+    if jax.default_backend() == "gpu":
+        reason = depthwise.why_not(model.dtype)
+        return ("xla", reason) if reason else ("pallas", "")
+    reason = _why_not_native(model)
+    return ("xla", reason) if reason else ("native", "")
+
+
+def _why_not_native(model) -> str:
     if jax.default_backend() != "cpu":
-        return f"they are for a CPU, not for {jax.default_backend()}"
+        return f"they are for a CPU or a GPU, not for {jax.default_backend()}"
     if model.dtype not in blocks.REALS:
         return f"they do not know {model.dtype}"
     if any(layer.kind in gated.MODULES for layer in describe(model)):
@@ -51,5 +62,5 @@ def create_model(model, *, axis_name: str | None = None):
         head=model.head,
         dtype=jnp.dtype(model.dtype),
         axis_name=axis_name,
-        native=not why_not_native(model),
+        kernels=choose_kernels(model)[0],
     )

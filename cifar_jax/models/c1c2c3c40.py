@@ -107,7 +107,8 @@ class Network(nn.Module):
     head: "dense" pools, then maps to the classes; "pointwise" maps each position with a 1x1 convolution, then pools.
     dtype: that of the computation; parameters and statistics are always float32.
     axis_name: the mapped axis (pmap, shard_map) over which batch statistics are averaged.
-    native: layers by native/block.c, which must be registered; on a CPU, in float32 or float64.
+    kernels: "xla"; "native", layers by native/block.c, which must be registered, on a CPU, in float32 or float64; or "pallas",
+    on a GPU. See choose_kernels.
     """
 
     layers: tuple[Layer, ...]
@@ -115,13 +116,13 @@ class Network(nn.Module):
     head: str = "dense"
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    native: bool = False
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         x = x.astype(self.dtype)
         for layer in self.layers:
-            x = make_layer(layer, self.dtype, self.axis_name, self.native)(x, train=train)
+            x = make_layer(layer, self.dtype, self.axis_name, self.kernels)(x, train=train)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         head = nn.Dense(self.num_classes, name="head")
         return head(x).mean((1, 2)) if self.head == "pointwise" else head(x.mean((1, 2)))

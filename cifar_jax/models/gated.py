@@ -1,9 +1,10 @@
-"""Layers without batch statistics: what the variant `gated` is made of, computed by XLA.
+"""Layers without batch statistics: what the variant `gated` is made of, computed by XLA, or on a GPU by gate_kernels.py.
 
 A gated layer looks at its input through three windows, normalizes each position over its channels, and multiplies one
 linear map of them by a gate, another one. Source: the block of github.com/xvel/cifar10-tiniest.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from cifar_jax.models import ops
+from cifar_jax.models import gate_kernels, ops
 
 EPSILON = 1e-5  # PyTorch's
 POOL = 3  # side of the average that precedes the dilated window
@@ -66,35 +67,25 @@ def normalize_channels(x, scale, bias):
     return (centered * lax.rsqrt(var + EPSILON) * scale + bias).astype(x.dtype)
 
 
-class ChannelNorm(nn.Module):
-    """normalize_channels with a scale and a bias that are trained."""
+class ChannelScale(nn.Module):
+    """The scale and the bias of normalize_channels, as parameters."""
 
     @nn.compact
-    def __call__(self, x):
-        features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features)
-        return normalize_channels(x, scale, self.param("bias", nn.initializers.zeros, features))
+    def __call__(self, channels: int):
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        return scale, self.param("bias", nn.initializers.zeros, (channels,))
 
 
-class BiasedConv(nn.Module):
-    """k x k convolution with a bias that keeps the size, over all channels or of each by itself.
+class BiasedKernel(nn.Module):
+    """The kernel, of the shape given, and the bias of a convolution, as parameters; of `dtype` where one is given."""
 
-    (b, h, w, c) -> (b, h, w, features).
-    """
-
-    features: int
-    dtype: Any
-    kernel: int = 1
-    dilation: int = 1
-    depthwise: bool = False
+    dtype: Any = None
 
     @nn.compact
-    def __call__(self, x):
-        inputs = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param("kernel", _kernel_init, (self.kernel, self.kernel, inputs, self.features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        conv = ops.conv_depthwise if self.depthwise else ops.conv_dense
-        return conv(x, kernel, dilation=self.dilation, padding=self.dilation * (self.kernel - 1) // 2) + bias
+    def __call__(self, *shape: int):
+        kernel = self.param("kernel", _kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:])
+        return jax.tree.map(lambda p: p.astype(self.dtype or p.dtype), (kernel, bias))
 
 
 class Gated(nn.Module):
@@ -105,25 +96,46 @@ class Gated(nn.Module):
 
     layer: Any
     dtype: Any
+    pallas: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         c, features = x.shape[-1], self.layer.features
-        y = ChannelNorm(name="norm")(self._look(x))
-        y = gated_product(BiasedConv(2 * features, self.dtype, name="conv_in")(y))
-        y = BiasedConv(features, self.dtype, name="conv_out")(y)
-        if c != features:
-            return y
-        return y + x * self.param("skip", nn.initializers.ones, (c,)).astype(self.dtype)
+        sizes = split_channels(c)
+        windows = {
+            name: BiasedKernel(name=name)(side, side, 1, size)
+            for (name, (side, _)), size in zip(WINDOWS.items(), sizes[1:], strict=True)
+            if size  # fewer than four channels leave the first parts empty
+        }
+        norm = ChannelScale(name="norm")(c)
+        conv_in = BiasedKernel(name="conv_in")(1, 1, c, 2 * features)
+        conv_out = BiasedKernel(name="conv_out")(1, 1, features, features)
+        skip = self.param("skip", nn.initializers.ones, (c,)) if c == features else None
+        if self.pallas and all(sizes):
+            return _by_kernels(x, windows, norm, conv_in, conv_out, skip)
+        windows, conv_in, conv_out, skip = jax.tree.map(lambda p: p.astype(self.dtype), (windows, conv_in, conv_out, skip))
+        y = ops.conv_pointwise(normalize_channels(look(x, windows), *norm), conv_in[0]) + conv_in[1]
+        y = ops.conv_pointwise(gated_product(y), conv_out[0]) + conv_out[1]
+        return y if skip is None else y + x * skip
 
-    def _look(self, x):
-        """Each part of the channels through its window."""
-        parts = jnp.split(x, [sum(split_channels(x.shape[-1])[:n]) for n in (1, 2, 3)], -1)
-        parts[3] = ops.average(parts[3], POOL)
-        for n, (name, window) in enumerate(WINDOWS.items(), 1):
-            if parts[n].shape[-1]:  # fewer than four channels leave the first parts empty
-                parts[n] = BiasedConv(parts[n].shape[-1], self.dtype, *window, depthwise=True, name=name)(parts[n])
-        return jnp.concatenate(parts, -1)
+
+def look(x, windows: dict):
+    """Each part of x's channels through its window; windows: (kernel, bias) of each of WINDOWS whose part has any."""
+    parts = jnp.split(x, [sum(split_channels(x.shape[-1])[:n]) for n in (1, 2, 3)], -1)
+    parts[3] = ops.average(parts[3], POOL)
+    for n, (name, (side, dilation)) in enumerate(WINDOWS.items(), 1):
+        if name in windows:
+            kernel, bias = windows[name]
+            parts[n] = ops.conv_depthwise(parts[n], kernel, dilation=dilation, padding=dilation * (side - 1) // 2) + bias
+    return jnp.concatenate(parts, -1)
+
+
+def _by_kernels(x, windows, norm, conv_in, conv_out, skip):
+    kernels, biases = zip(*windows.values(), strict=True)
+    windows_of = gate_kernels.Windows(tuple(kernel[:, :, 0] for kernel in kernels), biases)
+    weights = gate_kernels.Weights(*norm, conv_in[0][0, 0], conv_in[1], conv_out[0][0, 0], conv_out[1], skip)
+    dilations = tuple(WINDOWS[name][1] for name in windows)
+    return gate_kernels.gated_layer(x, windows_of, weights, dilations, functools.partial(ops.average, size=POOL))
 
 
 class ConvNorm(nn.Module):
@@ -131,11 +143,14 @@ class ConvNorm(nn.Module):
 
     layer: Any
     dtype: Any
+    pallas: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        y = BiasedConv(self.layer.features, self.dtype, self.layer.kernel, self.layer.dilation, name="conv")(x)
-        return ChannelNorm(name="norm")(y)
+        spec = self.layer
+        kernel, bias = BiasedKernel(self.dtype, name="conv")(spec.kernel, spec.kernel, x.shape[-1], spec.features)
+        y = ops.conv_dense(x, kernel, dilation=spec.dilation, padding=spec.padding) + bias
+        return normalize_channels(y, *ChannelScale(name="norm")(spec.features))
 
 
 class SeparableNorm(nn.Module):
@@ -143,13 +158,16 @@ class SeparableNorm(nn.Module):
 
     layer: Any
     dtype: Any
+    pallas: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
         kernel = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1])).astype(self.dtype)
-        y = ops.conv_depthwise(x, kernel, stride=spec.stride, dilation=spec.dilation, padding=spec.padding)
-        return ChannelNorm(name="norm")(BiasedConv(spec.features, self.dtype, name="conv_pw")(y))
+        window = {"stride": spec.stride, "dilation": spec.dilation, "padding": spec.padding}
+        y = ops.conv_depthwise(x, kernel, **window, pallas=self.pallas)
+        kernel, bias = BiasedKernel(self.dtype, name="conv_pw")(1, 1, x.shape[-1], spec.features)
+        return normalize_channels(ops.conv_pointwise(y, kernel) + bias, *ChannelScale(name="norm")(spec.features))
 
 
 MODULES = {"conv_ln": ConvNorm, "separable_ln": SeparableNorm, "gated": Gated}

@@ -76,7 +76,7 @@ class Conv(nn.Module):
     layer: Layer
     dtype: Any
     axis_name: str | None
-    native: bool = False
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -84,7 +84,7 @@ class Conv(nn.Module):
         kernel = self.param("conv", _kernel_init, (spec.kernel, spec.kernel, x.shape[-1], spec.features))
         kernel = kernel.astype(self.dtype)
         norm = NormRelu(spec.features, self.axis_name, name="norm")
-        if self.native:
+        if self.kernels == "native":
             no_taps = jnp.zeros((spec.kernel, spec.kernel, x.shape[-1]), x.dtype)
             return norm(_native(spec, x, no_taps, kernel.reshape(-1, spec.features), False, train), train=train)
         return norm(ops.conv_dense(x, kernel, **_window(spec)), train=train)
@@ -96,7 +96,7 @@ class Separable(nn.Module):
     layer: Layer
     dtype: Any
     axis_name: str | None
-    native: bool = False
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -106,9 +106,10 @@ class Separable(nn.Module):
         size = (spec.output_size(x.shape[1]), spec.output_size(x.shape[2]), spec.features)
         shortcut = size == x.shape[1:]
         norm = NormRelu(spec.features, self.axis_name, name="norm")
-        if self.native:
+        if self.kernels == "native":
             return norm(_native(spec, x, kernel_dw[:, :, 0], kernel_pw[0, 0], shortcut, train), train=train)
-        y = ops.conv_pointwise(ops.conv_depthwise(x, kernel_dw, **_window(spec)), kernel_pw)
+        y = ops.conv_depthwise(x, kernel_dw, **_window(spec), pallas=self.kernels == "pallas")
+        y = ops.conv_pointwise(y, kernel_pw)
         return norm(y, x if shortcut else None, train=train)
 
 
@@ -132,8 +133,8 @@ def _native(spec, x, taps, matrix, shortcut, train):
 MODULES = {"conv": Conv, "separable": Separable}
 
 
-def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None, native: bool = False) -> nn.Module:
-    """The Flax module of a description; native: by native/block.c, on a CPU, where it knows the kind."""
+def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None, kernels: str = "xla") -> nn.Module:
+    """The Flax module of a description; kernels: see c1c2c3c40.Network."""
     if layer.kind in gated.MODULES:
-        return gated.MODULES[layer.kind](layer, dtype, name=layer.name)
-    return MODULES[layer.kind](layer, dtype, axis_name, native, name=layer.name)
+        return gated.MODULES[layer.kind](layer, dtype, kernels == "pallas", name=layer.name)
+    return MODULES[layer.kind](layer, dtype, axis_name, kernels, name=layer.name)

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.models import depthwise
+
 # Images whose products are added at once in the depthwise weight gradient; 16 is no faster and compiles for longer.
 _GROUP_SIZE = 8
-_ROW = 512  # numbers in a row of an image up to which, on a GPU, a matrix product over the whole row is the fastest
 _LARGE = 5  # the side of a kernel from which on that gradient has too many taps to be written out
 
 
@@ -63,12 +64,11 @@ def conv_dense(x, kernel, *, stride=1, dilation=1, padding=0):
     return conv_pointwise(x, kernel.reshape(1, 1, k * k * c, features))
 
 
-def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0):
-    """k x k convolution of each channel by itself. kernel: (k, k, 1, c)."""
+def conv_depthwise(x, kernel, *, stride=1, dilation=1, padding=0, pallas=False):
+    """k x k convolution of each channel by itself. kernel: (k, k, 1, c); pallas: by depthwise.py, on a GPU."""
+    if pallas:
+        return depthwise.depthwise(x, kernel[:, :, 0], stride, dilation, padding)
     if jax.default_backend() != "cpu":
-        same = stride == 1 and kernel.shape[0] % 2 and 2 * padding == dilation * (kernel.shape[0] - 1)
-        if same and x.shape[2] * x.shape[3] <= _ROW:
-            return _conv_banded(x, kernel, dilation)
         diagonal = kernel * jnp.eye(x.shape[-1], dtype=kernel.dtype)
         return conv_xla(x, diagonal, stride=stride, dilation=dilation, padding=padding)
     if kernel.shape[0] < _LARGE:
@@ -87,23 +87,6 @@ def conv_xla(x, kernel, *, stride=1, dilation=1, padding=0):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
-
-
-def _conv_banded(x, kernel, dilation):
-    """Depthwise convolution that keeps the size: a row of the image, w * c numbers, times a banded matrix a kernel row.
-
-    Nearly all of a matrix is zeros. What is left over the other forms: no tensor with few channels, whose every access
-    would be padded, and no dilation, because rows of the same remainder lie side by side as a column of their own.
-    """
-    b, h, w, c = x.shape
-    k = kernel.shape[0]
-    shifts = (jnp.arange(k) - k // 2) * dilation
-    seen = jnp.arange(w)[:, None] - jnp.arange(w) == shifts[:, None, None]  # tap, column read, column written
-    bands = jnp.einsum("juv,ijc->iucv", seen.astype(kernel.dtype), kernel[:, :, 0])
-    matrices = (bands[..., None] * jnp.eye(c, dtype=kernel.dtype)[:, None]).reshape(k, 1, w * c, w * c)
-    x = _pad_axis(x, 1, 0, -h % dilation).reshape(b, -1, dilation, w * c)
-    y = lax.conv_general_dilated(x, matrices, (1, 1), [(k // 2, k // 2), (0, 0)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return y.reshape(b, -1, w, c)[:, :h]
 
 
 def average(x, size: int):

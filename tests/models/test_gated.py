@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from cifar_jax.config import read_config, to_json
-from cifar_jax.models import c1c2c3c40, create_model, gated, why_not_native
+from cifar_jax.models import c1c2c3c40, create_model, gated, choose_kernels
 from cifar_jax.models.c1c2c3c40 import Network
 from cifar_jax.models.layers import conv_ln, gate
 from cifar_jax.state import create_state, final_variables
@@ -54,9 +54,8 @@ def test_the_gated_product_of_large_numbers_is_finite(value):
 
 
 def test_there_are_no_native_kernels_for_it(model_config):
-    reason = why_not_native(model_config(variant="gated"))
-    assert reason == "they do not know the layers of gated" or jax.default_backend() != "cpu"
-    assert not create_model(model_config(variant="gated")).native
+    assert choose_kernels(model_config(variant="gated")) == ("xla", "they do not know the layers of gated")
+    assert create_model(model_config(variant="gated")).kernels == "xla"
 
 
 def test_a_step_on_two_devices_is_that_of_one():

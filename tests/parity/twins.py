@@ -57,7 +57,7 @@ def make_twins(variant: str, dtype=np.float64, kernels="xla", **changes) -> Twin
         pytest.skip("there are no native kernels for it")
     if kernels == "native":
         assert not native.register(blocks.REALS[np.dtype(dtype).name])
-    network = Network(VARIANTS[variant](*config.widths), config.num_classes, config.head, dtype, native=kernels == "native")
+    network = Network(VARIANTS[variant](*config.widths), config.num_classes, config.head, dtype, kernels=kernels)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     rng = np.random.default_rng(0)
 
