@@ -232,7 +232,7 @@ def shallow(w1, w2, w3, w4):
     return (conv("c1_conv", w1), separable("t1", w2, stride=2), separable("t2", w4, stride=2, dilation=2))
 
 
-@pytest.mark.parametrize("batch_size", [7, 64])
+@pytest.mark.parametrize("batch_size", [7, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_split_is_counted_as_the_host_counts_it(model_config, monkeypatch, batch_size):
     monkeypatch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
     model = create_model(model_config(kernels="xla"))

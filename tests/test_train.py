@@ -186,7 +186,7 @@ WITHOUT_STATISTICS = ("model.variant=gated", "optim.name=adamw", "optim.nesterov
 @pytest.mark.parametrize(
     "overrides",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),
         ("ema.decay=0.9", "data.num_validation=40", "model.kernels=xla"),
         pytest.param(WITHOUT_STATISTICS, marks=pytest.mark.slow),
     ],

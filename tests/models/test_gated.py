@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from cifar_jax.config import read_config, to_json
-from cifar_jax.models import c1c2c3c40, create_model, gated, choose_kernels
+from cifar_jax.models import c1c2c3c40, choose_kernels, create_model, depthwise, gate_kernels, gated
 from cifar_jax.models.c1c2c3c40 import Network
 from cifar_jax.models.layers import conv_ln, gate
 from cifar_jax.state import create_state, final_variables
@@ -56,6 +56,72 @@ def test_the_gated_product_of_large_numbers_is_finite(value):
 def test_there_are_no_native_kernels_for_it(model_config):
     assert choose_kernels(model_config(variant="gated")) == ("xla", "they do not know the layers of gated")
     assert create_model(model_config(variant="gated")).kernels == "xla"
+
+
+class Gpu:
+    def __init__(self, capability):
+        self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+    "capability, changes, expected",
+    [
+        ("9.0", {}, ("pallas", "")),
+        ("8.0", {"dtype": "bfloat16"}, ("pallas", "")),
+        ("9.0", {"kernels": "xla"}, ("xla", "model.kernels is xla")),
+        ("9.0", {"dtype": "float64"}, ("xla", "they do not know float64")),
+        ("7.5", {}, ("xla", "they need CUDA and compute capability 8.0, this GPU has 7.5")),
+        ("gfx942", {}, ("xla", "they need CUDA and compute capability 8.0, this GPU has gfx942")),
+    ],
+)
+def test_a_gpu_takes_pallas_kernels_where_they_run(capability, changes, expected, model_config, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [Gpu(capability)])
+    assert choose_kernels(model_config(variant="gated", **changes)) == expected
+
+
+def test_without_triton_a_gpu_takes_xla(model_config, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(depthwise, "triton", None)
+    assert choose_kernels(model_config(variant="strided")) == ("xla", "this JAX has no Triton")
+
+
+def run_layer(layer, dtype, pallas, params, x, grad):
+    """(output, gradient of the parameters, gradient of x) of a gated layer."""
+    module = gated.Gated(layer, dtype, pallas)
+
+    def run(params, x, grad):
+        y, pull_back = jax.vjp(lambda params, x: module.apply(params, x, train=True), params, x)
+        return y, *pull_back(grad)
+
+    compiled = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return compiled(params, jnp.asarray(x, dtype), jnp.asarray(grad, dtype))
+
+
+@pytest.mark.parametrize(
+    "features, dtype, tolerance",
+    [
+        pytest.param(18, jnp.float32, 1e-5, id="shortcut"),  # 24 bits, and sums of up to 50 positions
+        pytest.param(20, jnp.float32, 1e-5, id="no shortcut", marks=pytest.mark.slow),
+        pytest.param(18, jnp.bfloat16, 2e-2, id="8 bits", marks=pytest.mark.slow),
+    ],
+)
+def test_the_kernels_of_a_gpu_make_the_same_layer(features, dtype, tolerance, monkeypatch):
+    """Interpreted; parts of 4, 4, 5 and 5 channels, two blocks of hidden ones, and positions that fill no block."""
+    smaller = {"conv_near": (3, 1), "conv_wide": (3, 1), "conv_far": (3, 2)}  # 7 x 7 is interpreted for half a minute
+    monkeypatch.setattr(gated, "WINDOWS", smaller)
+    monkeypatch.setattr(gate_kernels, "POSITIONS", 16)
+    kernels = gate_kernels.gated_layer
+    monkeypatch.setattr(gate_kernels, "gated_layer", lambda *args: kernels(*args, True))
+    layer, rng = gate("c1_gated", features), np.random.default_rng(0)
+    x, grad = rng.standard_normal((2, 5, 5, 18), np.float32), rng.standard_normal((2, 5, 5, features), np.float32)
+    params = gated.Gated(layer, jnp.float32).init(jax.random.key(0), x, train=False)
+    params = jax.tree.map(lambda p: p + np.float32(0.3) * rng.standard_normal(p.shape, np.float32), params)
+    expected = run_layer(layer, jnp.float32, False, params, x, grad)
+    got = run_layer(layer, dtype, True, params, x, grad)
+    assert got[0].dtype == dtype
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(np.float32(a) - b) <= tolerance * np.linalg.norm(b)
 
 
 def test_a_step_on_two_devices_is_that_of_one():

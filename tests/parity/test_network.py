@@ -18,6 +18,7 @@ from tests.parity.twins import (
     ALL_VARIANTS,
     BATCH,
     EITHER_KERNELS,
+    EVERY_PAIR,
     distance,
     draw_batches,
     flatten,
@@ -78,8 +79,7 @@ def test_logits_in_evaluation(variant, head):
     assert distance(apply(twins.variables, batch["image"], train=False), expected) < BOUND
 
 
-@EITHER_KERNELS
-@ALL_VARIANTS
+@EVERY_PAIR
 def test_logits_and_smoothed_losses_in_training(variant, kernels):
     twins, batch, ours = training_pass(variant, kernels)
     logits, losses = torch_pass(twins, batch)
@@ -87,8 +87,7 @@ def test_logits_and_smoothed_losses_in_training(variant, kernels):
     assert distance(ours["losses"], losses) < BOUND
 
 
-@EITHER_KERNELS
-@ALL_VARIANTS
+@EVERY_PAIR
 def test_gradient_of_every_parameter(variant, kernels):
     twins, batch, ours = training_pass(variant, kernels)
     torch_pass(twins, batch)

@@ -22,12 +22,22 @@ EITHER_KERNELS = pytest.mark.parametrize("kernels", KERNELS)
 # `gated` takes as long to compile as all others: test_gated_layers.py has a short one.
 SLOW = {"gated": pytest.mark.slow}
 ALL_VARIANTS = pytest.mark.parametrize("variant", [pytest.param(name, marks=SLOW.get(name, ())) for name in VARIANTS])
-# Updates take long to compile. Kernels are compared layer by layer elsewhere: for a second kind of them one network will do.
-_FIRST = [name for name in VARIANTS if name not in SLOW]
-_MORE = [("early", KERNELS[-1]), *(("mixed", kernels) for kernels in KERNELS[:-1])]
+# `strided` and `mixed` have every kind of layer, and kernels are compared layer by layer elsewhere.
+_FAST = ("strided", "mixed")
+
+
+def _pairs(fast):
+    """Each variant with each kind of kernels; slow are those for which fast(variant, kernels) is not true."""
+    pairs = [(variant, kernels) for variant in VARIANTS for kernels in KERNELS]
+    return [pytest.param(*pair, marks=() if fast(*pair) else pytest.mark.slow) for pair in pairs]
+
+
+EVERY_PAIR = pytest.mark.parametrize(
+    "variant, kernels", _pairs(lambda variant, kernels: variant in _FAST or variant not in SLOW and kernels == KERNELS[-1])
+)
+# Updates take the longest to compile.
 UPDATES = pytest.mark.parametrize(
-    "variant, kernels",
-    [(name, KERNELS[-1]) for name in _FIRST if name != "early"] + [pytest.param(*pair, marks=pytest.mark.slow) for pair in _MORE],
+    "variant, kernels", _pairs(lambda variant, kernels: variant in _FAST and kernels == KERNELS[-1])
 )
 BATCH = 6
 
