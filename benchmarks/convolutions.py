@@ -2,17 +2,19 @@
 
 python -m benchmarks.convolutions [--config configs/base.py] [--json]; ratio = lax's time over ours, all kinds together.
 Every convolution of the network runs once, forward and backward, on arrays that lie ready: nothing else of a step is in
-it. Which form a platform should get is read from here; model.kernels=native is a third one, see train_step.
+it. On a GPU the depthwise ones are Pallas kernels; those of a CPU that join convolutions and norms are in train_step.
 
 Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, base, medians of n = 9, lax's time over ours:
 dense 1.60, depthwise 8.76, pointwise 2.62; all together 5.95. GPU: not measured.
 """
 
+import functools
+
 import jax
 
 from benchmarks import measure
 from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE
-from cifar_jax.models import describe, ops
+from cifar_jax.models import choose_kernels, describe, ops
 
 CALLS = 5  # of one measurement
 OURS = {
@@ -69,7 +71,8 @@ def main(argv):
     found = list_convolutions(config.model)
     options = {"batch_size": config.train.batch_size, "dtype": config.model.dtype}
     kinds = [kind for kind in OURS if any(kind == name for name, *_ in found)]
-    sides = {kind: make_side(found, kind, OURS[kind], **options) for kind in kinds}
+    ours = OURS | {"depthwise": functools.partial(ops.conv_depthwise, pallas=choose_kernels(config.model)[0] == "pallas")}
+    sides = {kind: make_side(found, kind, ours[kind], **options) for kind in kinds}
     sides |= {f"{kind} by lax": make_side(found, kind, ops.conv_xla, **options) for kind in kinds}
     seconds = measure.in_turn(sides, flags.repeats)
     report = {
@@ -79,8 +82,8 @@ def main(argv):
         "sides": measure.summarize(seconds, CALLS),
         "ratios": {f"{kind}, lax over ours": measure.ratio(seconds, kind, f"{kind} by lax") for kind in kinds},
     }
-    ours, by_lax = (sum(report["sides"][kind + end]["median"] for kind in kinds) for end in ("", " by lax"))
-    measure.show(report | {"ratio": by_lax / ours}, flags.json)
+    own, by_lax = (sum(report["sides"][kind + end]["median"] for kind in kinds) for end in ("", " by lax"))
+    measure.show(report | {"ratio": by_lax / own}, flags.json)
 
 
 if __name__ == "__main__":

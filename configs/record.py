@@ -1,13 +1,15 @@
-"""The highest accuracy under 100,000 parameters: variant `gated`, AdamW, 200 epochs augmented on the device; for a GPU.
+"""The highest accuracy under 100,000 parameters: variant `gated`, AdamW, 300 epochs augmented on the device; for a GPU.
 
 Network and recipe follow github.com/xvel/cifar10-tiniest (97,530 parameters, 94.4 % by its own account). Other than there:
-T2 is depthwise-separable; only kernels decay; sharpness is drawn on both sides of 1; borders are mirrored; and it is the
-probability of mixup, not its strength, that rises over the first half, to the same distribution of shares.
+T2 is depthwise-separable; only kernels decay; borders are mirrored; it is the probability of mixup, not its strength, that
+rises over the first half, to the same distribution of shares; the rate falls to a hundredth, not a tenth; and there are 300
+epochs, not 200. None of this was tried on held-out images. An earlier recipe (200 epochs, sharpness on both sides of 1) had
+been seen to reach 94.0 % of the test images; the changes were made from the source's recipe, not by comparing test figures.
 
 Command: python run.py --config configs/record.py
-Cost: one H100: 1.2 s an epoch, 4 minutes, and up to 2.5 minutes of compilation; 2 CPU cores: 10 minutes an epoch.
-Score: no final one yet. Seed 0, stopped amid epoch 180 of 200: 93.99 % of the test images (9399 of 10,000) in float32,
-       n = 1; the course of it: results/record-seed-0.csv.
+Cost: one H200: 0.69 s an epoch, 3.6 minutes, after 80 s of compilation; 2 CPU cores: 10 minutes an epoch.
+Score: 94.53 ± 0.14 %, n = 2 (seeds 0, 1: 9443, 9463 of 10,000, in bfloat16; seed 0's weights in float32: 9442). Seeds 2 to 4 are
+       to come. The course of seed 0: results/record-seed-0.csv.
 """
 
 from configs import base
