@@ -193,8 +193,16 @@ def fma(a, b, c, interpret):
     return triton.elementwise_inline_asm(asm, args=(a, b, c), constraints="=f,f,f,f", pack=1, result_shape_dtypes=out)[0]
 
 
+def check_places(*arrays):
+    """Raises ValueError where an array has more numbers than an int32 counts: kernels would read elsewhere, silently."""
+    largest = max(array.size for array in arrays)
+    if largest >= 2**31:
+        raise ValueError(f"Pallas kernels: got an array of {largest} numbers, expected fewer than 2**31; take smaller batches")
+
+
 def _call(kernel, out_shape, grid, interpret, *arrays):
     """The kernel on flat arrays."""
+    check_places(out_shape, *arrays)
     params = triton.CompilerParams(num_warps=1, num_stages=1)
     call = pl.pallas_call(kernel, out_shape=out_shape, grid=grid, compiler_params=params, interpret=interpret, name="depthwise")
     return call(*(array.reshape(-1) for array in arrays))

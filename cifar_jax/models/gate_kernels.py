@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from cifar_jax.models import depthwise
-from cifar_jax.models.depthwise import fma, triton
+from cifar_jax.models.depthwise import check_places, fma, triton
 
 POSITIONS = 64  # of one program
 HIDDEN = 16  # values of the gated product, and gates, that a program has in registers at a time
@@ -305,6 +305,7 @@ def _load_matrix(ref, row_block, rows, column_block, columns, dtype, offset=0, s
 
 def _call(kernel, out_shape, grid, interpret, *arrays):
     """The kernel on flat arrays, to flat arrays, which then get their shapes."""
+    check_places(*jax.tree.leaves(out_shape), *arrays)
     flat = jax.tree.map(lambda s: jax.ShapeDtypeStruct((s.size,), s.dtype), out_shape)
     params = triton.CompilerParams(num_warps=4, num_stages=1)
     call = pl.pallas_call(kernel, out_shape=flat, grid=grid, compiler_params=params, interpret=interpret, name="gate")

@@ -174,6 +174,12 @@ def test_the_pallas_kernels_are_within_the_rounding_bound(geometry):
     check_float32(interpreted, geometry, (geometry.kernel, geometry.kernel, 1, geometry.shape[-1]))
 
 
+def test_what_an_int32_does_not_count_is_refused_by_the_kernels():
+    x, kernel = jax.ShapeDtypeStruct((2**17, 32, 32, 16), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 16), jnp.float32)
+    with pytest.raises(ValueError, match="got an array of 2147483648 numbers"):
+        jax.eval_shape(lambda x, kernel: depthwise.depthwise(x, kernel, 1, 1, 1), x, kernel)
+
+
 def test_average_is_pytorchs_with_zeros_around():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
