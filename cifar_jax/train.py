@@ -285,7 +285,7 @@ def _opening(config, path, dataset, initial, mesh, *, kept: int, rows, start: Pr
         hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
         device = f"{mesh.size} {device} devices{hosts}, {config.train.batch_size // mesh.size} images of a batch each,"
     kernels, reason = choose_kernels(config.model)
-    kernels = f"without native kernels ({reason})" if reason else f"with {kernels} kernels"
+    kernels = f"without kernels of its own ({reason})" if reason else f"with {kernels} kernels"
     begun = describe(config.init.weights, initial, dataset.classes)
     resumed = f"; resuming after epoch {len(rows)} and {start.batches} steps of the next" if rows or start.batches else ""
     return (

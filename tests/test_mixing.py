@@ -75,16 +75,19 @@ def section(mixup_p, cutmix_p, ramp=0.0):
     return {"mixup": {"alpha": 0.2, "p": mixup_p, "ramp": ramp}, "cutmix": {"alpha": 1.0, "p": cutmix_p}}
 
 
-def test_a_batch_is_mixed_one_way_or_the_other_or_not_with_its_probability():
+@pytest.mark.parametrize("cutmix_p", [0.45, 0.0])
+def test_a_batch_is_mixed_one_way_or_the_other_or_not_with_its_probability(cutmix_p):
     """Told apart by the pixels: a pixel of CutMix comes from one image, and of mixup none does."""
     images = np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None, None] ** 2, (6, 8, 8, 3))
     batch = {"image": images, "label": np.arange(6)}
-    mix = jax.jit(jax.vmap(lambda key: make_mix(section(0.3, 0.45), 6)(batch, key, 0.0)))
+    mix = jax.jit(jax.vmap(lambda key: make_mix(section(0.3, cutmix_p), 6)(batch, key, 0.0)))
     mixed = jax.device_get(mix(jax.random.split(jax.random.key(2), 4000)))
     pure = (mixed["image"] == images).all((1, 2, 3, 4))
     boxes = np.isin(mixed["image"], images[:, 0, 0, 0]).all((1, 2, 3, 4)) & ~pure
     counts = [pure.sum(), boxes.sum(), (~pure & ~boxes).sum()]
-    assert stats.chisquare(counts, 4000 * np.array((0.25, 0.45, 0.3))).pvalue > 1e-6
+    probabilities = np.array((0.7 - cutmix_p, cutmix_p, 0.3))
+    assert stats.chisquare(counts[:: 1 if cutmix_p else 2], 4000 * probabilities[probabilities > 0]).pvalue > 1e-6
+    assert boxes.any() == (cutmix_p > 0)
     np.testing.assert_array_equal(mixed["label"], np.broadcast_to(np.arange(6), (4000, 6)))
     # What the target says is what the pixels hold: shares of an image and of the one before it.
     own = mixed["target"][:, np.arange(6), np.arange(6)]

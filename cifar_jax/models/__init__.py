@@ -30,7 +30,7 @@ def choose_kernels(model) -> tuple[str, str]:
     if model.kernels == "xla":
         return "xla", "model.kernels is xla"
     if jax.default_backend() == "gpu":
-        reason = depthwise.why_not(model.dtype)
+        reason = depthwise.why_not(model.dtype)  # of the Pallas kernels
         return ("xla", reason) if reason else ("pallas", "")
     reason = _why_not_native(model)
     return ("xla", reason) if reason else ("native", "")

@@ -2,7 +2,7 @@
 
 XLA has no good form of it there: its grouped convolution and that one's gradient read every image many times over. Here a
 lane is a column of a channel, and a program makes several rows of the result at once, so that what it reads of a row serves
-all of them.
+all of them. On a GPU they can neither be mapped by vmap, for want of a fourth axis of programs, nor differentiated forward.
 
 Shapes: x is (b, h, w, c); a kernel (k, k, c); sums are float32 whatever x is.
 """
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from cifar_jax.errors import InputError
+
 try:
     from jax.experimental.pallas import triton
 except ImportError:  # announced by JAX 0.11 for a later one
@@ -24,7 +26,8 @@ except ImportError:  # announced by JAX 0.11 for a later one
 LANES = 128  # of one warp: four numbers each, which one access reads
 ROWS = 12  # of the result that a program makes at most; more would not fit into registers
 IMAGES = 2  # whose gradients by the kernel one program adds up
-KINDS = ("bfloat16", "float16", "float32")
+KINDS = ("bfloat16", "float32")
+MOST_IMAGES = 65535  # programs along the last axis
 
 
 def why_not(dtype: str) -> str:
@@ -193,16 +196,19 @@ def fma(a, b, c, interpret):
     return triton.elementwise_inline_asm(asm, args=(a, b, c), constraints="=f,f,f,f", pack=1, result_shape_dtypes=out)[0]
 
 
-def check_places(*arrays):
-    """Raises ValueError where an array has more numbers than an int32 counts: kernels would read elsewhere, silently."""
+def check_batch(images: int, *arrays):
+    """Raises InputError for too many images, or a layer of more numbers than an int32 counts: places would be wrong."""
     largest = max(array.size for array in arrays)
-    if largest >= 2**31:
-        raise ValueError(f"Pallas kernels: got an array of {largest} numbers, expected fewer than 2**31; take smaller batches")
+    if largest >= 2**31 or images > MOST_IMAGES:
+        raise InputError(
+            f"model.kernels: got a layer of {largest} numbers from {images} images, expected less than 2**31 and at most "
+            f"{MOST_IMAGES} for the Pallas kernels; make the batch smaller or set model.kernels=xla"
+        )
 
 
 def _call(kernel, out_shape, grid, interpret, *arrays):
     """The kernel on flat arrays."""
-    check_places(out_shape, *arrays)
+    check_batch(len(arrays[0]), out_shape, *arrays)
     params = triton.CompilerParams(num_warps=1, num_stages=1)
     call = pl.pallas_call(kernel, out_shape=out_shape, grid=grid, compiler_params=params, interpret=interpret, name="depthwise")
     return call(*(array.reshape(-1) for array in arrays))

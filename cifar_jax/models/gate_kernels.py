@@ -2,8 +2,9 @@
 
 XLA makes a pass for each of the windows, the norm, the matrix products, the gate and the shortcut, and half as many again
 for their gradients. Here depthwise.py makes the windows; then a program reads some positions once, keeps what lies between
-in registers and writes the result. The gradient computes it anew from the same input. Matrix products are of x's type
-with sums in float32; parameters are float32, and so are their gradients.
+in registers and writes the result. The gradient starts again from what the windows made; of what it computes it writes
+what the weights' gradients are products of, which XLA makes. Matrix products are of x's type with sums in float32;
+parameters are float32, and so are their gradients.
 
 Shapes: x is (b, h, w, c); (n, c) is the same with all positions in one axis. In a kernel every axis is a power of 2, so
 channels are a list of blocks of columns, and only the last may have more than there are, zeros.
@@ -19,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from cifar_jax.models import depthwise
-from cifar_jax.models.depthwise import check_places, fma, triton
+from cifar_jax.models.depthwise import check_batch, fma, triton
 
 POSITIONS = 64  # of one program
 HIDDEN = 16  # values of the gated product, and gates, that a program has in registers at a time
@@ -72,13 +73,14 @@ def _backward(dilations, average, interpret, residuals, grad):
     firsts = _firsts(x, windows)
     through, kernels = [grad_y[..., : firsts[0]]], []
     for first, source, kernel, dilation in zip(firsts, _sources(x, averaged, firsts), windows.kernels, dilations, strict=True):
-        window, start = (1, dilation, _low(kernel, dilation), interpret), 0 if source is averaged else first
-        through.append(depthwise.correlate(grad_y, kernel[::-1, ::-1], x.shape[1:3], *window, first))
-        kernels.append(depthwise.correlate_kernel(source, grad_y, kernel.shape, *window, (start, first)))
+        low, start = _low(kernel, dilation), 0 if source is averaged else first
+        transposed = 1, dilation, dilation * (len(kernel) - 1) - low, interpret
+        through.append(depthwise.correlate(grad_y, kernel[::-1, ::-1], x.shape[1:3], *transposed, first))
+        kernels.append(depthwise.correlate_kernel(source, grad_y, kernel.shape, 1, dilation, low, interpret, (start, first)))
     through[-1] = average(through[-1])
     grad_x = jnp.concatenate(through, -1)
     if weights.skip is not None:
-        grad_x += grad * weights.skip.astype(x.dtype)
+        grad_x = (grad_x + grad.astype(jnp.float32) * weights.skip).astype(x.dtype)
     biases = tuple(jnp.split(sums.pop("y"), firsts)[1:])
     return grad_x, Windows(tuple(kernels), biases), Weights(**{"skip": None} | sums)
 
@@ -305,7 +307,7 @@ def _load_matrix(ref, row_block, rows, column_block, columns, dtype, offset=0, s
 
 def _call(kernel, out_shape, grid, interpret, *arrays):
     """The kernel on flat arrays, to flat arrays, which then get their shapes."""
-    check_places(*jax.tree.leaves(out_shape), *arrays)
+    check_batch(len(arrays[0]), *jax.tree.leaves(out_shape), *arrays)
     flat = jax.tree.map(lambda s: jax.ShapeDtypeStruct((s.size,), s.dtype), out_shape)
     params = triton.CompilerParams(num_warps=4, num_stages=1)
     call = pl.pallas_call(kernel, out_shape=flat, grid=grid, compiler_params=params, interpret=interpret, name="gate")

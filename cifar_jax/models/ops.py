@@ -3,8 +3,8 @@
 XLA's own grouped and small dense convolutions are several times slower on a CPU: a 1x1 convolution is written as a matrix
 product, a dense k x k one as im2col and a matrix product, a depthwise one as k*k shifted multiply-adds whose weight
 gradient is taken over groups of images. All are exact: they equal lax.conv_general_dilated up to the
-order of the sums. Elsewhere all are convolutions over all channels, which matrix units are made for: a grouped one, and
-most of all its gradient, takes several times as long there.
+order of the sums. Elsewhere the k x k ones are convolutions over all channels, which matrix units are made for: a grouped
+one, and most of all its gradient, takes several times as long there. Faster for depthwise ones is depthwise.py, where it runs.
 
 Shapes: x is (b, h, w, c); kernels are HWIO. `padding` is that of PyTorch: the same number of zeros on every side, so the
 output has (h + 2 * padding - dilation * (k - 1) - 1) // stride + 1 rows.

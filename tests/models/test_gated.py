@@ -102,7 +102,7 @@ def run_layer(layer, dtype, pallas, params, x, grad):
     "features, dtype, tolerance",
     [
         pytest.param(18, jnp.float32, 1e-5, id="shortcut"),  # 24 bits, and sums of up to 50 positions
-        pytest.param(20, jnp.float32, 1e-5, id="no shortcut", marks=pytest.mark.slow),
+        pytest.param(20, jnp.float32, 1e-5, id="no shortcut"),
         pytest.param(18, jnp.bfloat16, 2e-2, id="8 bits", marks=pytest.mark.slow),
     ],
 )

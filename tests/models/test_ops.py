@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from cifar_jax.errors import InputError
 from cifar_jax.models import depthwise, ops
 
 
@@ -159,6 +160,8 @@ def test_xlas_forms_for_a_gpu_are_exact_too(geometry, monkeypatch):
 
 KERNELS = {
     "even kernel": Geometry((2, 8, 9, 3), 4, 1, 2, 3),
+    "even kernel, strided": Geometry((2, 8, 8, 3), 4, 2, 1, 1),
+    "padded by more than the kernel": Geometry((2, 4, 4, 3), 1, 1, 1, 1),
     "dilated, blocks of rows of unequal length": Geometry((2, 14, 9, 3), 3, 1, 3, 3),
     "more than one block of rows and of lanes, one image": Geometry((1, 26, 26, 7), 3, 1, 1, 1),
     "stride and dilation with a common divisor": Geometry((2, 9, 9, 3), 3, 2, 2, 2),
@@ -174,9 +177,10 @@ def test_the_pallas_kernels_are_within_the_rounding_bound(geometry):
     check_float32(interpreted, geometry, (geometry.kernel, geometry.kernel, 1, geometry.shape[-1]))
 
 
-def test_what_an_int32_does_not_count_is_refused_by_the_kernels():
-    x, kernel = jax.ShapeDtypeStruct((2**17, 32, 32, 16), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 16), jnp.float32)
-    with pytest.raises(ValueError, match="got an array of 2147483648 numbers"):
+@pytest.mark.parametrize("images, side, most", [(2**15, 32, 2**31), (2**16, 4, 2**26)], ids=["int32", "images"])
+def test_a_batch_too_large_is_refused_by_the_kernels(images, side, most):
+    x, kernel = jax.ShapeDtypeStruct((images, side, side, 64), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 64), jnp.float32)
+    with pytest.raises(InputError, match=f"got a layer of {most} numbers from {images} images"):
         jax.eval_shape(lambda x, kernel: depthwise.depthwise(x, kernel, 1, 1, 1), x, kernel)
 
 
