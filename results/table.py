@@ -29,11 +29,19 @@ FIELDS = (
     "kernels",
     "versions",
 )
-TABLES = ("results", "fast", "speed")
-MARKS = {
-    name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in ("results", "fast", "speed")
-}
+TABLES = ("results", "fast", "ablation", "speed")
+MARKS = {name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in TABLES}
 Z_95 = 1.96
+ABLATED = {
+    "flip": "no mirroring",
+    "alternation": "mirrored by chance instead of in turns",
+    "translation": "no translation",
+    "smoothing": "no label smoothing",
+    "nesterov": "momentum without Nesterov's",
+    "decay": "no weight decay",
+    "warm-up": "no warm-up",
+    "network": "base's network, `strided`",
+}
 
 
 def to_row(name: str, result: dict) -> dict:
@@ -144,6 +152,19 @@ def format_fast(reports: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def format_ablation(reports: list[dict]) -> str:
+    """A Markdown table of what each ingredient is worth, the latest row of each on the machine that came last."""
+    reports = [report for report in reports if report["benchmark"] == "ablation"]
+    device = f"{reports[-1]['machine'].split('; ')[0]}; {reports[-1]['kernels']}"
+    reports = [report for report in reports if f"{report['machine'].split('; ')[0]}; {report['kernels']}" == device]
+    latest = {row["without"]: row for report in reports for row in report["rows"]}
+    lines = [f"| {device} | test accuracy, 95 % interval of the mean | n |", "|---|---|---|"]
+    for name, row in latest.items():
+        accuracy = f"{row['accuracy']['mean']:.2f} ± {row['interval']:.2f} %"
+        lines.append(f"| {'fast as it is' if name == 'all' else ABLATED[name]} | {accuracy} | {row['n']} |")
+    return "\n".join(lines) + "\n"
+
+
 def _spread(summary: dict, digits: int) -> str:
     std = "" if summary["std"] is None else f" ± {summary['std']:.{digits}f}"
     return f"{summary['mean']:.{digits}f}{std}"
@@ -152,6 +173,7 @@ def _spread(summary: dict, digits: int) -> str:
 def updated_readme(text: str, rows: list[dict], reports: list[dict]) -> str:
     """The README with the tables between their marks replaced."""
     tables = {"results": format_table(rows), "fast": format_fast(reports), "speed": format_speed(reports)}
+    tables["ablation"] = format_ablation(reports)
     for name, table in tables.items():
         begin, end = MARKS[name]
         before, rest = text.split(begin)
