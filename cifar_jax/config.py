@@ -168,7 +168,7 @@ _NOT_AUGMENTED = {
     "translate": {"padding": 4, "p": 0.0},
     "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "sharpness": 0.5, "hue": 0.02, "p": 0.0},
     "cutout": {"size": 8, "p": 0.0},
-    "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0},
+    "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0, "until": 1.0},
     "cutmix": {"alpha": 1.0, "p": 0.0},
 }
 
@@ -182,7 +182,7 @@ def from_json(values: dict) -> ConfigDict:
     init = {"weights": ""} | values.get("init", {})
     augment = _NOT_AUGMENTED | values["augment"]
     augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
-    augment["mixup"] = {"ramp": 0.0} | augment["mixup"]
+    augment["mixup"] = {"ramp": 0.0, "until": 1.0} | augment["mixup"]
     augment["color_jitter"] = {"sharpness_mean": 1.0} | augment["color_jitter"]
     sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel, "init": init}
     sections["optim"] = {"b2": 0.999} | values["optim"]

@@ -67,9 +67,11 @@ def make_mix(augment, num_classes: int):
 
     A batch is mixed by mixup with augment.mixup.p, by CutMix with augment.cutmix.p, else by neither; "label" stays each
     image's own. key: of the batch; done: the fraction of the epochs that lie behind, over the first augment.mixup.ramp of
-    which the probability of mixup rises from 0. Shares are drawn with the section's alpha.
+    which the probability of mixup rises from 0; from augment.mixup.until on it is 0. Shares are drawn with the section's
+    alpha.
     """
-    mixup_p, cutmix_p, ramp = augment["mixup"]["p"], augment["cutmix"]["p"], augment["mixup"]["ramp"]
+    mixup_p, cutmix_p = augment["mixup"]["p"], augment["cutmix"]["p"]
+    ramp, until = augment["mixup"]["ramp"], augment["mixup"]["until"]
     if mixup_p == cutmix_p == 0:
         return lambda batch, key, done: batch
 
@@ -87,7 +89,8 @@ def make_mix(augment, num_classes: int):
     def mix(batch, key, done):
         draw_key, mix_key = jax.random.split(key)
         u = jax.random.uniform(draw_key)
-        p = mixup_p * jnp.minimum(done / ramp, 1.0) if ramp else mixup_p
+        p = mixup_p * (jnp.minimum(done / ramp, 1.0) if ramp else 1.0)
+        p = jnp.where(done < until, p, 0.0)
         if cutmix_p:
             which = (u >= p).astype(jnp.int32) + (u >= p + cutmix_p)
             image, labels = lax.switch(which, (by_mixup, by_cutmix, unmixed), batch["image"], batch["label"], mix_key)

@@ -78,6 +78,7 @@ BAD = {
     "augment.mixup.alpha": {"0": "from 0.01 to 100", "101": "from 0.01 to 100", **no_number("from 0.01 to 100")},
     "augment.mixup.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "0.5": ON_DEVICE, **no_number(PROBABILITY)},
     "augment.mixup.ramp": {"1.5": "from 0 to 1", "-0.1": "from 0 to 1", **no_number("from 0 to 1")},
+    "augment.mixup.until": {"1.5": "from 0 to 1", "-0.1": "from 0 to 1", **no_number("from 0 to 1")},
     "augment.cutmix.alpha": {"0": "from 0.01 to 100", "101": "from 0.01 to 100", **no_number("from 0.01 to 100")},
     "augment.cutmix.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "0.5": ON_DEVICE, **no_number(PROBABILITY)},
     "augment.to_gray.p": {"-0.1": PROBABILITY, "1.1": PROBABILITY, **no_number(PROBABILITY)},

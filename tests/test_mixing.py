@@ -71,8 +71,8 @@ def test_boxes_follow_each_images_share():
     assert (heights >= sides // 2 - 1).all()
 
 
-def section(mixup_p, cutmix_p, ramp=0.0):
-    return {"mixup": {"alpha": 0.2, "p": mixup_p, "ramp": ramp}, "cutmix": {"alpha": 1.0, "p": cutmix_p}}
+def section(mixup_p, cutmix_p, ramp=0.0, until=1.0):
+    return {"mixup": {"alpha": 0.2, "p": mixup_p, "ramp": ramp, "until": until}, "cutmix": {"alpha": 1.0, "p": cutmix_p}}
 
 
 @pytest.mark.parametrize("cutmix_p", [0.45, 0.0])
@@ -106,6 +106,16 @@ def test_mixup_becomes_as_probable_as_it_will_be_over_the_ramp():
     # Five deviations of a fraction of 1000; the last two differ by nothing at all.
     np.testing.assert_allclose(found[1:], [0.4, 0.8, 0.8], rtol=0, atol=5 * np.sqrt(0.25 / 1000))
     assert found[2] == found[3]
+
+
+@pytest.mark.parametrize("cutmix_p", [0.25, 0.0])
+def test_mixup_ends_where_the_config_says(cutmix_p):
+    batch = {"image": IMAGES, "label": LABELS}
+    mix = jax.vmap(lambda done, key: make_mix(section(0.75, cutmix_p, 0.0, 0.7), 10)(batch, key, done), (None, 0))
+    keys = jax.random.split(jax.random.key(3), 500)
+    blended = lambda done: (mix(done, keys)["target"].max(-1) < 1).any(-1).mean()  # noqa: E731
+    before, at, late = jax.jit(jax.vmap(blended))(np.float32([0.69, 0.7, 0.99]))
+    assert before > 0.9 * (0.75 + cutmix_p) and at == late <= 1.2 * cutmix_p
 
 
 def test_without_mixing_a_batch_is_as_it_was():

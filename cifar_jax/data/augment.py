@@ -20,6 +20,7 @@ BACKENDS = ("host", "device")
 _PROBABILITY = (float, 0.0, 1.0, "a probability from 0 to 1")
 _STRENGTH = (float, 0.0, 1.0, "a strength from 0 to 1")
 _ALPHA = (float, 0.01, 100.0, "a number from 0.01 to 100")
+_EPOCHS = (float, 0.0, 1.0, "a fraction of the epochs from 0 to 1")
 _SIZE = (int, 1, 32, "a whole number of pixels from 1 to 32")
 # What may stand in the augment section: (type, lowest, highest, in words); a bool is true or false.
 _SECTIONS = {
@@ -43,7 +44,7 @@ _SECTIONS = {
     "coarse_dropout": {"size": _SIZE, "p": _PROBABILITY},
     "cutout": {"size": _SIZE, "p": _PROBABILITY},
     "to_gray": {"p": _PROBABILITY},
-    "mixup": {"alpha": _ALPHA, "p": _PROBABILITY, "ramp": (float, 0.0, 1.0, "a fraction of the epochs from 0 to 1")},
+    "mixup": {"alpha": _ALPHA, "p": _PROBABILITY, "ramp": _EPOCHS, "until": _EPOCHS},
     "cutmix": {"alpha": _ALPHA, "p": _PROBABILITY},
 }
 # What the host's Albumentations do not do here.

@@ -45,7 +45,7 @@ SEED_LOG = {
     "coarse_dropout": {"size": 16, "p": 0.5},
     "cutout": {"size": 8, "p": 0.0},
     "to_gray": {"p": 0.5},
-    "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0},
+    "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0, "until": 1.0},
     "cutmix": {"alpha": 1.0, "p": 0.0},
 }
 FILL = np.array((125, 123, 114), np.uint8)
