@@ -66,9 +66,9 @@ def make_mix(augment, num_classes: int):
     """Returns mix(batch, key, done) -> batch with mixed "image" and "target", or as it is where nothing is to be mixed.
 
     A batch is mixed by mixup with augment.mixup.p, by CutMix with augment.cutmix.p, else by neither; "label" stays each
-    image's own. key: of the batch; done: the fraction of the epochs that lie behind, over the first augment.mixup.ramp of
-    which the probability of mixup rises from 0; from augment.mixup.until on it is 0. Shares are drawn with the section's
-    alpha.
+    image's own. key: of the batch; done: the fraction of the epochs that lie behind. Over the first augment.mixup.ramp of them
+    the probability of mixup rises from 0, and from augment.mixup.until on it is 0; that of CutMix stays. Shares are drawn with
+    the section's alpha.
     """
     mixup_p, cutmix_p = augment["mixup"]["p"], augment["cutmix"]["p"]
     ramp, until = augment["mixup"]["ramp"], augment["mixup"]["until"]
@@ -90,7 +90,8 @@ def make_mix(augment, num_classes: int):
         draw_key, mix_key = jax.random.split(key)
         u = jax.random.uniform(draw_key)
         p = mixup_p * (jnp.minimum(done / ramp, 1.0) if ramp else 1.0)
-        p = jnp.where(done < until, p, 0.0)
+        # A fraction of the epochs may be rounded down; one epoch is never less than 1e-5.
+        p = jnp.where(done < until - 1e-6, p, 0.0)
         if cutmix_p:
             which = (u >= p).astype(jnp.int32) + (u >= p + cutmix_p)
             image, labels = lax.switch(which, (by_mixup, by_cutmix, unmixed), batch["image"], batch["label"], mix_key)

@@ -45,6 +45,7 @@ def get_config():
             "coarse_dropout": {"size": 8, "p": 0.5},
             "cutout": {"size": 8, "p": 0.0},
             "to_gray": {"p": 0.05},
+            # of the epochs: over `ramp` mixup's probability rises from 0 to p, from `until` on it is 0
             "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0, "until": 1.0},
             "cutmix": {"alpha": 1.0, "p": 0.0},
         }

@@ -86,11 +86,17 @@ def test_differing_keys_see_a_key_of_one_side_only():
 
 def test_a_config_of_before_there_was_a_key_keeps_what_it_did():
     values = to_json(read_config(SMOKE, ["--config.schedule.final_fraction=0.5", "--config.optim.b2=0.9"]))
-    for *sections, key in (("optim", "b2"), ("schedule", "final_fraction"), ("augment", "mixup", "until")):
+    for *sections, key in (
+        ("optim", "b2"),
+        ("schedule", "final_fraction"),
+        ("augment", "mixup", "ramp"),
+        ("augment", "mixup", "until"),
+    ):
         del functools.reduce(operator.getitem, sections, values)[key]
     config = from_json(values)
     check_config(config)
-    assert (config.optim.b2, config.schedule.final_fraction, config.augment.mixup.until) == (0.999, 0.0, 1.0)
+    assert (config.optim.b2, config.schedule.final_fraction) == (0.999, 0.0)
+    assert (config.augment.mixup.ramp, config.augment.mixup.until) == (0.0, 1.0)
 
 
 def test_tuples_and_lists_are_the_same_value():
