@@ -168,7 +168,7 @@ _NOT_AUGMENTED = {
     "translate": {"padding": 4, "p": 0.0},
     "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "sharpness": 0.5, "hue": 0.02, "p": 0.0},
     "cutout": {"size": 8, "p": 0.0},
-    "mixup": {"alpha": 0.2, "p": 0.0, "ramp": 0.0, "until": 1.0},
+    "mixup": {"alpha": 0.2, "p": 0.0},
     "cutmix": {"alpha": 1.0, "p": 0.0},
 }
 

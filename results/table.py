@@ -33,6 +33,7 @@ TABLES = ("results", "fast", "ablation", "speed")
 MARKS = {name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in TABLES}
 Z_95 = 1.96
 ABLATED = {
+    "all": "fast as it is",
     "flip": "no mirroring",
     "alternation": "mirrored by chance instead of in turns",
     "translation": "no translation",
@@ -143,8 +144,8 @@ def format_fast(reports: list[dict]) -> str:
     latest = {}
     for report in reports:
         if report["benchmark"] == "speedrun" and report["split"] == "test":
-            device = f"{report['machine'].split('; ')[0]}; {report['kernels']}"
-            latest[report["name"], report["config"]["train"]["epochs"], report["config"]["model"]["dtype"], device] = report
+            train, model = report["config"]["train"], report["config"]["model"]
+            latest[report["name"], train["epochs"], model["dtype"], _device(report)] = report
     lines = ["| config | epochs | test accuracy | seconds | n | device; kernels |", "|---|---|---|---|---|---|"]
     for (name, epochs, dtype, device), report in latest.items():
         accuracy, seconds = (_spread(report[key], digits) for key, digits in (("accuracy", 2), ("seconds", 1)))
@@ -155,14 +156,17 @@ def format_fast(reports: list[dict]) -> str:
 def format_ablation(reports: list[dict]) -> str:
     """A Markdown table of what each ingredient is worth, the latest row of each on the machine that came last."""
     reports = [report for report in reports if report["benchmark"] == "ablation"]
-    device = f"{reports[-1]['machine'].split('; ')[0]}; {reports[-1]['kernels']}"
-    reports = [report for report in reports if f"{report['machine'].split('; ')[0]}; {report['kernels']}" == device]
-    latest = {row["without"]: row for report in reports for row in report["rows"]}
+    device = _device(reports[-1])
+    latest = {row["without"]: row for report in reports if _device(report) == device for row in report["rows"]}
     lines = [f"| {device} | test accuracy, 95 % interval of the mean | n |", "|---|---|---|"]
     for name, row in latest.items():
         accuracy = f"{row['accuracy']['mean']:.2f} ± {row['interval']:.2f} %"
-        lines.append(f"| {'fast as it is' if name == 'all' else ABLATED[name]} | {accuracy} | {row['n']} |")
+        lines.append(f"| {ABLATED[name]} | {accuracy} | {row['n']} |")
     return "\n".join(lines) + "\n"
+
+
+def _device(report: dict) -> str:
+    return f"{report['machine'].split('; ')[0]}; {report['kernels']}"
 
 
 def _spread(summary: dict, digits: int) -> str:
@@ -172,8 +176,8 @@ def _spread(summary: dict, digits: int) -> str:
 
 def updated_readme(text: str, rows: list[dict], reports: list[dict]) -> str:
     """The README with the tables between their marks replaced."""
-    tables = {"results": format_table(rows), "fast": format_fast(reports), "speed": format_speed(reports)}
-    tables["ablation"] = format_ablation(reports)
+    tables = {"results": format_table(rows), "fast": format_fast(reports)}
+    tables |= {"ablation": format_ablation(reports), "speed": format_speed(reports)}
     for name, table in tables.items():
         begin, end = MARKS[name]
         before, rest = text.split(begin)
