@@ -63,10 +63,13 @@ class SeparableNorm(nn.Module):
 
 
 class Gated(nn.Module):
-    """Three windows on parts of the channels - norm over channels - gated pair of 1x1 - 1x1, plus the scaled input."""
+    """Three windows on parts of the channels - norm over channels - gated pair of 1x1 - 1x1, plus the scaled input; so many
+    times, with the same weights.
+    """
 
-    def __init__(self, in_channels, channels):
+    def __init__(self, in_channels, channels, turns=1):
         super().__init__()
+        self.turns = turns
         self.parts = [(in_channels + part) // 4 for part in range(4)]
         _, near, wide, far = self.parts
         self.conv_near = nn.Conv2d(near, near, 3, padding=1, groups=near)
@@ -79,6 +82,11 @@ class Gated(nn.Module):
         self.skip = nn.Parameter(torch.ones(channels)) if in_channels == channels else None
 
     def forward(self, x):
+        for _ in range(self.turns):
+            x = self.turn(x)
+        return x
+
+    def turn(self, x):
         same, near, wide, far = x.split(self.parts, 1)
         seen = torch.cat([same, self.conv_near(near), self.conv_wide(wide), self.conv_far(self.pool(far))], 1)
         value, gate = self.conv_in(self.norm(seen)).chunk(2, 1)
@@ -154,13 +162,11 @@ def early(w1, w2, w3, w4):
 def gated(w1, w2, w3, w4):
     return {
         "c1_conv": ConvNorm(3, w1),
-        "c1_gated": Gated(w1, w1),
-        "t1": Gated(w1, w2),
-        "c2_gated": Gated(w2, w2),
+        "c1_gated": Gated(w1, w1, turns=2),
+        "c2_gated": Gated(w1, w2, turns=2 if w1 == w2 else 1),
         "t2": SeparableNorm(w2, w3),
-        "c3_gated": Gated(w3, w3),
-        "t3": Gated(w3, w4),
-        "c4_gated": Gated(w4, w4),
+        "c3_gated": Gated(w3, w3, turns=2),
+        "c4_gated": Gated(w3, w4, turns=2 if w3 == w4 else 1),
     }
 
 

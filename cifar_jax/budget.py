@@ -56,7 +56,7 @@ def summarize(model) -> Summary:
     for layer in describe(model):
         if layer.output_size(size) < 1:
             raise InputError(f"model: layer {layer.name} needs more than its input of {size}x{size}; shrink the map less")
-        field += (layer.extent - 1) * jump
+        field += layer.turns * (layer.extent - 1) * jump
         jump *= layer.stride
         cost = _count(layer, size, channels, field)
         size, channels = layer.output_size(size), layer.features
@@ -94,7 +94,7 @@ def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
         layer.stride,
         layer.dilation,
         parameters=weights + vectors,
-        macs=weights * out * out,
+        macs=layer.turns * weights * out * out,
         receptive_field=field,
         activation_bytes=FLOAT_BYTES * live,
     )

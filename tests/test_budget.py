@@ -22,19 +22,19 @@ FIELDS = {
     "dilated": 1 + (2 + 2 + 8) + (4 + 2 + 8) + (4 + 4 + 2 + 8) + (4 + 2),
     "mixed": 1 + (2 + 2) + (4 + 16) + (4 + 2 + 2) + 2 * (4 + 2),
     "early": 1 + 2 + 2 * (2 + 2 + 4 + 2 + 2) + 4 * (4 + 2 + 2 + 2) + 8 * 2,
-    "gated": 1 + 2 + 3 * (2 + 18) + 3 + 2 * 3 * (2 + 18),  # an average of 3, then 7 of dilation 3
+    "gated": 1 + 2 + (2 + 1) * (2 + 18) + 3 + 2 * (2 + 1) * (2 + 18),  # turns of an average of 3, then 7 of dilation 3
 }
 CASES = pytest.mark.parametrize("variant, head", [(variant, head) for variant in FIELDS for head in ("dense", "pointwise")])
 
 
 @functools.cache  # tracing costs seconds a network
 def shapes(model):
-    """The variables and the captured outputs of every module, as shapes."""
+    """The parameters, and the shapes that every layer gave out, one a turn."""
     x = jnp.zeros((1, 32, 32, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     _, seen = jax.eval_shape(lambda v: model.apply(v, x, train=False, capture_intermediates=True), variables)
     return variables["params"], {
-        name: module["__call__"][0].shape for name, module in seen["intermediates"].items() if name != "__call__"
+        name: [out.shape for out in module["__call__"]] for name, module in seen["intermediates"].items() if name != "__call__"
     }
 
 
@@ -84,9 +84,8 @@ def gated_cost(c, features):
 
 
 def count_gated(a, b, c, d):
-    c1, t1 = 27 * a + 3 * a + gated_cost(a, a), gated_cost(a, b)
-    t2 = 16 * b + b * c + 3 * c
-    return c1 + t1 + gated_cost(b, b) + t2 + gated_cost(c, c) + gated_cost(c, d) + gated_cost(d, d)
+    c1, t2 = 27 * a + 3 * a + gated_cost(a, a), 16 * b + b * c + 3 * c
+    return c1 + gated_cost(a, b) + t2 + gated_cost(c, c) + gated_cost(c, d)
 
 
 BY_HAND = {
@@ -118,10 +117,10 @@ def test_strided_of_the_base_config_has_89_386_parameters(model_config):
     assert summarize(model_config(variant="strided", widths=WIDTHS)).parameters == 89_386
 
 
-def test_the_record_config_has_98_298_parameters(model_config):
-    # c1 1,440; six gated layers: 3 x 8,520 and 3 x 21,880; t2 4,848; head 810
-    assert 1440 + 3 * 8520 + 3 * 21_880 + 4848 + 810 == 98_298
-    assert summarize(model_config(variant="gated", widths=(48, 48, 80, 80))).parameters == 98_298
+def test_the_record_config_has_93_506_parameters(model_config):
+    # c1 1,680; four gated layers: 2 x 11,284 and 2 x 30,864; t2 6,560; head 970
+    assert 1680 + 2 * 11_284 + 2 * 30_864 + 6560 + 970 == 93_506
+    assert summarize(model_config(variant="gated", widths=(56, 56, 96, 96))).parameters == 93_506
 
 
 @CASES
@@ -129,7 +128,7 @@ def test_rows_have_the_shapes_of_the_network(model_config, variant, head):
     config = model_config(variant=variant, head=head, widths=(3, 5, 4, 7))
     _, outputs = shapes(create_model(config))
     rows = {row.name: row.shape for row in summarize(config).layers if row.name != "gap"}
-    assert rows == {name: (1,) * (4 - len(shape)) + shape[1:] for name, shape in outputs.items()}
+    assert rows == {name: (1,) * (4 - len(shape)) + shape[1:] for name, [*_, shape] in outputs.items()}
 
 
 @CASES
@@ -137,15 +136,25 @@ def test_macs_equal_weights_times_positions_of_the_flax_network(model_config, va
     config = model_config(variant=variant, head=head, widths=(3, 5, 4, 7))
     params, outputs = shapes(create_model(config))
     macs = 0
-    for name, shape in outputs.items():
+    for name, turns in outputs.items():
         weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params[name]) if len(leaf.shape) > 1)
-        macs += weights * math.prod(shape[1:-1])  # b h w c, or b c of the dense head
+        macs += weights * sum(math.prod(shape[1:-1]) for shape in turns)  # b h w c, or b c of the dense head
     assert summarize(config).macs == macs
 
 
 def test_macs_equal_the_count_by_hand(model_config):
     maps = 1024 * (27 * 2 + 18 + 4) + 256 * (18 + 4 + 3 * (18 + 4)) + 64 * (18 + 4 + 3 * (18 + 4)) + 16 * 2 * (18 + 4)
     assert summarize(model_config(variant="strided", widths=(2, 2, 2, 2))).macs == maps + 2 * 10
+
+
+def test_a_layer_of_two_turns_has_its_weights_once_and_its_operations_twice(model_config):
+    layers = {row.name: row for row in summarize(model_config(variant="gated", widths=(8, 8, 8, 12))).layers}
+    first, second, third, last = (layers[name] for name in ("c1_gated", "c2_gated", "c3_gated", "c4_gated"))
+    assert first.parameters == second.parameters == third.parameters == gated_cost(8, 8)
+    weights = 107 * 2 + 8 * 16 + 8 * 8
+    assert first.macs == second.macs == 2 * weights * 1024 and third.macs == 2 * weights * 256
+    assert last.macs == (107 * 2 + 8 * 24 + 12 * 12) * 256  # the width changes: one turn
+    assert second.receptive_field - first.receptive_field == 2 * 20 and last.receptive_field - third.receptive_field == 2 * 20
 
 
 @pytest.mark.parametrize("variant", FIELDS)
@@ -193,8 +202,8 @@ def test_bytes_are_those_of_float32(model_config, variant, head):
     assert summary.weight_bytes == 4 * summary.parameters
     assert summary.peak_activation_bytes == max(row.activation_bytes for row in summary.layers)
     side = 16 if variant == "early" else 32
-    if variant == "gated":  # at c2_gated: its input, what comes of that, and the pair of maps
-        assert summary.peak_activation_bytes == 4 * 32 * 32 * (64 + 64 + 2 * 64)
+    if variant == "gated":  # at c2_gated: the pair of maps and their product
+        assert summary.peak_activation_bytes == 4 * 32 * 32 * (2 * 64 + 64)
     assert summary.layers[0].activation_bytes == 4 * (32 * 32 * 3 + side * side * 32)
 
 

@@ -17,7 +17,7 @@ def describe(model) -> tuple[Layer, ...]:
 
     >>> from cifar_jax.config import read_config
     >>> describe(read_config("configs/base.py", []).model)[2]
-    Layer(name='t1', kind='separable', features=64, kernel=3, stride=2, dilation=1, padding=1)
+    Layer(name='t1', kind='separable', features=64, kernel=3, stride=2, dilation=1, padding=1, turns=1)
     """
     return MODELS[model.name].VARIANTS[model.variant](*model.widths)
 

@@ -20,6 +20,7 @@ class Layer:
     """One layer. kind: "conv" (k x k over all channels - norm - relu) or "separable" (depthwise k x k - 1x1 - norm,
     plus the input where shapes allow, - relu); "conv_ln" and "separable_ln", the same up to a norm over channels, without
     relu; or "gated", of which kernel, dilation and padding are those of its widest window. padding: zeros on every side.
+    turns: how often it is applied, each time to its last result and with the same weights; more than 1 where shapes stay.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Layer:
     stride: int = 1
     dilation: int = 1
     padding: int = 1
+    turns: int = 1
 
     def output_size(self, size: int) -> int:
         return ops.output_size(size, self.kernel, self.stride, self.dilation, self.padding)
@@ -60,10 +62,10 @@ def separable_ln(name: str, features: int, *, kernel: int, stride: int, padding:
     return Layer(name, "separable_ln", features, kernel, stride, 1, padding)
 
 
-def gate(name: str, features: int) -> Layer:
+def gate(name: str, features: int, *, turns: int = 1) -> Layer:
     """A gated layer, which keeps the size."""
     kernel, dilation = gated.WINDOWS["conv_far"]
-    return Layer(name, "gated", features, kernel, 1, dilation, _same(kernel, dilation, None))
+    return Layer(name, "gated", features, kernel, 1, dilation, _same(kernel, dilation, None), turns)
 
 
 def _same(kernel, dilation, padding):

@@ -23,7 +23,7 @@ def shallow(w1, w2, w3, w4):
     """A gated layer with a shortcut and one without."""
     return (
         layers.conv_ln("c1_conv", w1),
-        layers.gate("c1_gated", w1),
+        layers.gate("c1_gated", w1, turns=2),
         layers.separable_ln("t2", w3, kernel=4, stride=2, padding=1),
         layers.gate("t3", w4),
     )
@@ -32,7 +32,7 @@ def shallow(w1, w2, w3, w4):
 def shallow_twin(w1, w2, w3, w4):
     from baselines.model import ConvNorm, Gated, SeparableNorm
 
-    return {"c1_conv": ConvNorm(3, w1), "c1_gated": Gated(w1, w1), "t2": SeparableNorm(w1, w3), "t3": Gated(w3, w4)}
+    return {"c1_conv": ConvNorm(3, w1), "c1_gated": Gated(w1, w1, turns=2), "t2": SeparableNorm(w1, w3), "t3": Gated(w3, w4)}
 
 
 @pytest.fixture(scope="module", autouse=True)
