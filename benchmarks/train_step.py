@@ -88,7 +88,7 @@ def floor(config) -> dict:
     cost = summarize(config.model)
     size = config.train.batch_size
     flops = 3 * 2 * cost.macs * size
-    maps = [IMAGE_SIZE**2 * IMAGE_CHANNELS, *(math.prod(layer.shape) for layer in cost.layers)]
+    maps = [IMAGE_SIZE**2 * IMAGE_CHANNELS, *(math.prod(layer.shape) for layer in cost.layers for _ in range(layer.turns))]
     moved = 3 * FLOAT_BYTES * sum(before + after for before, after in itertools.pairwise(maps)) * size
     flops_time, moved_time = flops / measure.peak_flops(), moved / measure.peak_bandwidth()
     return {"gflop": flops / 1e9, "gigabytes": moved / 1e9, "flops_s": flops_time, "bytes_s": moved_time}

@@ -14,8 +14,8 @@ FLOAT_BYTES = 4
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """One row of the summary. shape: (h, w, c) after the layer; macs: of one image; receptive_field: of a central unit,
-    in input pixels; activation_bytes: the most that must lie in memory at once while it is computed, in float32: its
+    """One row of the summary. shape: (h, w, c) after the layer; macs: of one image, in all turns; receptive_field: of a central
+    unit, in input pixels; activation_bytes: the most that must lie in memory at once while it is computed, in float32: its
     input and output, and what its parts hand to each other.
     """
 
@@ -25,6 +25,7 @@ class LayerCost:
     kernel: int
     stride: int
     dilation: int
+    turns: int
     parameters: int
     macs: int
     receptive_field: int
@@ -76,6 +77,11 @@ def summarize(model) -> Summary:
 def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
     out, features = layer.output_size(size), layer.features
     shape = (out, out, features)
+    if layer.turns > 1 and shape != (size, size, channels):
+        raise InputError(
+            f"model: layer {layer.name} takes {layer.turns} turns, but makes {shape} of {(size, size, channels)}, expected one "
+            "shape; give it one turn"
+        )
     weights, vectors = _count_parameters(layer, channels)
     live = size * size * channels + math.prod(shape)
     # The input is needed to the end only where it is added to the output.
@@ -93,6 +99,7 @@ def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
         layer.kernel,
         layer.stride,
         layer.dilation,
+        layer.turns,
         parameters=weights + vectors,
         macs=layer.turns * weights * out * out,
         receptive_field=field,
@@ -124,7 +131,7 @@ def _head(model, size: int, channels: int, field: int) -> list[LayerCost]:
 
     def row(name, kind, shape, parameters, macs, read):
         bytes_ = FLOAT_BYTES * (read + math.prod(shape))
-        return LayerCost(name, kind, shape, 1, 1, 1, parameters, macs, field, bytes_)
+        return LayerCost(name, kind, shape, 1, 1, 1, 1, parameters, macs, field, bytes_)
 
     side = size if model.head == "pointwise" else 1
     output = row("head", model.head, (side, side, classes), weights + classes, weights * positions, side * side * channels)
@@ -153,7 +160,7 @@ def check_budget(model, budget) -> Summary:
 
 def format_table(summary: Summary) -> str:
     """The summary as aligned lines for a terminal."""
-    header = ("layer", "kind", "output", "stride", "dilation", "parameters", "MACs", "field")
+    header = ("layer", "kind", "output", "stride", "dilation", "turns", "parameters", "MACs", "field")
     rows = [
         (
             layer.name,
@@ -161,6 +168,7 @@ def format_table(summary: Summary) -> str:
             "x".join(map(str, layer.shape)),
             str(layer.stride),
             str(layer.dilation),
+            str(layer.turns),
             f"{layer.parameters:,}",
             f"{layer.macs:,}",
             str(layer.receptive_field),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cifar_jax.budget import check_budget, format_table, summarize
 from cifar_jax.errors import InputError
 from cifar_jax.models import c1c2c3c40, create_model, describe
-from cifar_jax.models.layers import conv, make_layer
+from cifar_jax.models.layers import conv, gate, make_layer
 
 WIDTHS = (32, 64, 96, 128)
 # field += (kernel - 1) * dilation * (product of the strides before); a term a layer, 1x1 convolutions add nothing
@@ -155,6 +155,13 @@ def test_a_layer_of_two_turns_has_its_weights_once_and_its_operations_twice(mode
     assert first.macs == second.macs == 2 * weights * 1024 and third.macs == 2 * weights * 256
     assert last.macs == (107 * 2 + 8 * 24 + 12 * 12) * 256  # the width changes: one turn
     assert second.receptive_field - first.receptive_field == 2 * 20 and last.receptive_field - third.receptive_field == 2 * 20
+    assert first.activation_bytes == 4 * 32 * 32 * (2 * 8 + 8 + 8)  # the pair of maps, their product, and x for the shortcut
+
+
+def test_turns_that_change_the_shape_are_refused(model_config, monkeypatch):
+    monkeypatch.setitem(c1c2c3c40.VARIANTS, "growing", lambda *widths: (gate("first", 3), gate("second", 4, turns=2)))
+    with pytest.raises(InputError, match="layer second takes 2 turns"):
+        summarize(model_config(variant="growing"))
 
 
 @pytest.mark.parametrize("variant", FIELDS)

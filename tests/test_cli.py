@@ -162,7 +162,7 @@ def test_weights_hold_the_parameters_that_result_counts(finished):
 def test_summary_has_the_keys_of_the_contract(answer):
     found = json.loads(answer("summary", "--config", SMOKE, "--json"))
     keys = {"config", "parameters", "budget", "receptive_field", "macs", "weight_bytes", "peak_activation_bytes"}
-    layer_keys = {"name", "kind", "shape", "stride", "dilation", "parameters", "macs", "receptive_field"}
+    layer_keys = {"name", "kind", "shape", "stride", "dilation", "turns", "parameters", "macs", "receptive_field"}
     assert keys | {"layers"} <= found.keys() and all(layer_keys <= layer.keys() for layer in found["layers"])
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"] < found["budget"]["parameters"]
 

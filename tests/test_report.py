@@ -23,7 +23,7 @@ from cifar_jax.data import shapes
 from cifar_jax.data.augment import normalize
 from cifar_jax.data.dataset import Split
 from cifar_jax.models import c1c2c3c40, create_model
-from cifar_jax.models.layers import conv, separable
+from cifar_jax.models.layers import conv, conv_ln, gate, separable, separable_ln
 from cifar_jax.report import data as data_module
 from cifar_jax.report import figures, network, network_sections, run_sections, write
 from cifar_jax.report.page import make_page
@@ -42,11 +42,17 @@ def shallow(w1, w2, w3, w4):
     return (conv("c1_conv", w1), separable("t1", w2, stride=2), separable("t2", w4, stride=2, dilation=2))
 
 
+def shallow_gated(w1, w2, w3, w4):
+    """The last layer takes two turns."""
+    return (conv_ln("c1_conv", w1), separable_ln("t2", w4, kernel=4, stride=4, padding=0), gate("c4_gated", w4, turns=2))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """A shallow network on few images."""
+    """Shallow networks on few images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
+        patch.setitem(c1c2c3c40.VARIANTS, "gated", shallow_gated)
         for module in ("train", "evaluate"):
             patch.setattr(f"cifar_jax.{module}.load_dataset", lambda source, directory: DATA)
         yield
@@ -149,9 +155,9 @@ def test_the_calibration_error_on_the_page_is_that_of_the_answers(reported, page
     assert f"calibration error is {percent(expected_calibration_error(reported[1].reliability))}" in page
 
 
-@pytest.mark.parametrize("head", ["dense", "pointwise"])
-def test_class_maps_add_up_to_the_logits(model_config, head):
-    model = create_model(model_config(head=head, kernels="xla"))
+@pytest.mark.parametrize(("variant", "head"), [("strided", "dense"), ("strided", "pointwise"), ("gated", "dense")])
+def test_class_maps_add_up_to_the_logits(model_config, variant, head):
+    model = create_model(model_config(variant=variant, head=head, kernels="xla"))
     images = normalize(DATA.test.images[:3], DATA.mean, DATA.std)
     variables = model.init(jax.random.key(0), images, train=False)
     variables["params"]["head"]["bias"] = np.arange(10.0)
@@ -159,6 +165,17 @@ def test_class_maps_add_up_to_the_logits(model_config, head):
     assert maps.shape == (3, 8, 8, 10)
     np.testing.assert_allclose(maps.sum((1, 2)), logits, rtol=1e-5, atol=1e-5)  # float32
     np.testing.assert_allclose(logits, model.apply(variables, images, train=False), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["strided", "gated"])
+def test_first_kernels_are_those_of_the_variables(model_config, variant):
+    model = create_model(model_config(variant=variant, kernels="xla"))
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False)
+    conv_of = variables["params"]["c1_conv"]["conv"]
+    kernel = np.asarray(conv_of["kernel"] if variant == "gated" else conv_of)
+    shown = network.first_kernels(variables, model)
+    assert shown.shape == (kernel.shape[-1], 3, 3, 3) and 0 in (shown.min(), 1 - shown.max())
+    np.testing.assert_allclose((shown - 0.5).transpose(1, 2, 3, 0) * 2 * abs(kernel).max(), kernel, atol=1e-6)
 
 
 def test_a_map_keeps_its_values_at_the_centres_of_its_units(model_config):

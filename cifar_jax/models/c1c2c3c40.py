@@ -1,4 +1,4 @@
-"""C1C2C3C40: four convolution blocks C1-C4, three transitions T1-T3 between them, global average pooling and an output.
+"""C1C2C3C40: four convolution blocks C1-C4, up to three transitions T1-T3 between them, global average pooling and an output.
 
 No max pooling anywhere. What the transitions do is the variant; each variant is a plain tuple of layers.
 """

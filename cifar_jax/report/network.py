@@ -38,7 +38,7 @@ def apply_with_map(model, variables, images):
     logits, seen = model.apply(
         variables, images, train=False, capture_intermediates=lambda module, _: module.name == last, mutable=["intermediates"]
     )
-    return logits, seen["intermediates"][last]["__call__"][0]
+    return logits, seen["intermediates"][last]["__call__"][-1]  # of its last turn
 
 
 def class_maps(model, variables, images) -> tuple[np.ndarray, np.ndarray]:
@@ -108,5 +108,7 @@ def _to_pixels(images, mean, std) -> np.ndarray:
 
 def first_kernels(variables, model) -> np.ndarray:
     """Kernels of the first convolution as RGB images, float32 (features, k, k, 3): 0.5 is 0, and 0 or 1 the largest weight."""
-    kernel = np.asarray(variables["params"][model.layers[0].name]["conv"], np.float32).transpose(3, 0, 1, 2)
+    conv = variables["params"][model.layers[0].name]["conv"]
+    kernel = conv["kernel"] if hasattr(conv, "items") else conv  # beside a bias, where there is one
+    kernel = np.asarray(kernel, np.float32).transpose(3, 0, 1, 2)
     return 0.5 + kernel / (2 * max(float(abs(kernel).max()), 1e-12))

@@ -78,14 +78,15 @@ def model_section(summary):
             layer.kernel,
             layer.stride,
             layer.dilation,
+            layer.turns,
             f"{layer.parameters:,}",
             f"{layer.macs:,}",
             layer.receptive_field,
         ]
         for layer in summary.layers
     ]
-    head = ["layer", "kind", "output", "kernel", "stride", "dilation", "parameters", "MACs", "field"]
-    return [definitions(totals), table("Layers in order", head, rows, set(range(3, 9)))], []
+    head = ["layer", "kind", "output", "kernel", "stride", "dilation", "turns", "parameters", "MACs", "field"]
+    return [definitions(totals), table("Layers in order", head, rows, set(range(3, 10)))], []
 
 
 def curves_section(run, findings):

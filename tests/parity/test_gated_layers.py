@@ -54,6 +54,15 @@ def test_logits_in_evaluation():
     assert distance(apply(twins.variables, batch["image"], train=False), expected) < BOUND
 
 
+def test_logits_of_the_variant_where_widths_stay_and_layers_take_two_turns():
+    twins, (batch,) = make_twins("gated", widths=(4, 4, 8, 8)), draw_batches(1)
+    with torch.no_grad():
+        expected = twins.torch_model.eval()(to_torch(batch)[0].permute(0, 3, 1, 2)).numpy()
+    assert [layer.turns for layer in twins.network.layers] == [1, 2, 2, 1, 2, 2]
+    apply = jax.jit(twins.network.apply, static_argnames="train")
+    assert distance(apply(twins.variables, batch["image"], train=False), expected) < BOUND
+
+
 def test_logits_and_the_gradient_of_every_parameter_in_training():
     twins, batch, ours = training_pass("short_gated", "xla")
     logits, losses = torch_pass(twins, batch)
