@@ -45,7 +45,8 @@ class Summary:
 
 
 def summarize(model) -> Summary:
-    """Counts the network of a config's model section. Raises InputError where a map shrinks to nothing.
+    """Counts the network of a config's model section. Raises InputError where a map shrinks to nothing, or its shape changes in
+    a layer of several turns.
 
     >>> from cifar_jax.config import read_config
     >>> summary = summarize(read_config("configs/base.py", []).model)
@@ -57,10 +58,16 @@ def summarize(model) -> Summary:
     for layer in describe(model):
         if layer.output_size(size) < 1:
             raise InputError(f"model: layer {layer.name} needs more than its input of {size}x{size}; shrink the map less")
+        before, after = (size, channels), (layer.output_size(size), layer.features)
+        if layer.turns > 1 and before != after:
+            raise InputError(
+                f"model: layer {layer.name} takes {layer.turns} turns, but makes (size, channels) {after} of {before}, expected "
+                "no change; give it one turn"
+            )
         field += layer.turns * (layer.extent - 1) * jump
         jump *= layer.stride
         cost = _count(layer, size, channels, field)
-        size, channels = layer.output_size(size), layer.features
+        size, channels = after
         costs.append(cost)
     costs += _head(model, size, channels, field)
     parameters = sum(cost.parameters for cost in costs)
@@ -77,11 +84,6 @@ def summarize(model) -> Summary:
 def _count(layer: Layer, size: int, channels: int, field: int) -> LayerCost:
     out, features = layer.output_size(size), layer.features
     shape = (out, out, features)
-    if layer.turns > 1 and shape != (size, size, channels):
-        raise InputError(
-            f"model: layer {layer.name} takes {layer.turns} turns, but makes {shape} of {(size, size, channels)}, expected one "
-            "shape; give it one turn"
-        )
     weights, vectors = _count_parameters(layer, channels)
     live = size * size * channels + math.prod(shape)
     # The input is needed to the end only where it is added to the output.

@@ -22,6 +22,7 @@ from tests.parity.twins import (
     distance,
     draw_batches,
     flatten,
+    logits_in_evaluation,
     make_twins,
     model_section,
     to_torch,
@@ -71,12 +72,9 @@ def torch_pass(twins, batch):
 @ALL_VARIANTS
 @pytest.mark.parametrize("head", ["dense", "pointwise"])
 def test_logits_in_evaluation(variant, head):
-    twins, (batch,) = make_twins(variant, head=head), draw_batches(1)
-    apply = jax.jit(twins.network.apply, static_argnames="train")
-    with torch.no_grad():
-        expected = twins.torch_model.eval()(to_torch(batch)[0].permute(0, 3, 1, 2)).numpy()
-    assert expected.std() > 0.1
-    assert distance(apply(twins.variables, batch["image"], train=False), expected) < BOUND
+    ours, theirs = logits_in_evaluation(make_twins(variant, head=head), *draw_batches(1))
+    assert theirs.std() > 0.1
+    assert distance(ours, theirs) < BOUND
 
 
 @EVERY_PAIR

@@ -100,6 +100,13 @@ def to_torch(batch):
     return torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"])
 
 
+def logits_in_evaluation(twins: Twins, batch):
+    """(Flax's, PyTorch's) of a batch."""
+    with torch.no_grad():
+        theirs = twins.torch_model.eval()(to_torch(batch)[0].permute(0, 3, 1, 2)).numpy()
+    return jax.jit(twins.network.apply, static_argnames="train")(twins.variables, batch["image"], train=False), theirs
+
+
 def flatten(variables) -> dict[str, np.ndarray]:
     """{"params/c1_conv/conv": array} of a tree."""
     return {key: np.asarray(value) for key, value in traverse_util.flatten_dict(dict(variables), sep="/").items()}
