@@ -2,7 +2,7 @@
 
 python -m benchmarks.convolutions [--config configs/base.py] [--json]; ratio = lax's time over ours, all kinds together.
 Every convolution of the network runs once, forward and backward, on arrays that lie ready: nothing else of a step is in
-it. On a GPU the depthwise ones are Pallas kernels; those of a CPU that join convolutions and norms are in train_step.
+it. On a GPU the depthwise ones are Pallas kernels; kernels that join convolutions with what follows are in train_step.
 
 Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, base, medians of n = 9, lax's time over ours:
 dense 1.60, depthwise 8.76, pointwise 2.62; all together 5.95. GPU: not measured.
@@ -14,7 +14,7 @@ import jax
 
 from benchmarks import measure
 from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE
-from cifar_jax.models import choose_kernels, describe, ops
+from cifar_jax.models import choose_kernels, describe, gated, ops
 
 CALLS = 5  # of one measurement
 OURS = {
@@ -25,18 +25,30 @@ OURS = {
 
 
 def list_convolutions(model) -> list[tuple]:
-    """(kind, window, sizes of input and output, shape of the kernel) of every convolution, in order."""
+    """(kind, window, sizes of input and output, shape of the kernel) of every convolution, in order, in each turn."""
     size, channels, found = IMAGE_SIZE, IMAGE_CHANNELS, []
     for layer in describe(model):
-        out, k = layer.output_size(size), layer.kernel
-        window = {"stride": layer.stride, "dilation": layer.dilation, "padding": layer.padding}
-        if layer.kind == "separable":
-            found.append(("depthwise", window, (size, out), (k, k, 1, channels)))
-            found.append(("pointwise", {}, (out, out), (1, 1, channels, layer.features)))
-        else:
-            found.append(("dense", window, (size, out), (k, k, channels, layer.features)))
-        size, channels = out, layer.features
+        found += _of_layer(layer, size, channels) * layer.turns
+        size, channels = layer.output_size(size), layer.features
     return found
+
+
+def _of_layer(layer, size, channels):
+    out, k, features = layer.output_size(size), layer.kernel, layer.features
+    window = {"stride": layer.stride, "dilation": layer.dilation, "padding": layer.padding}
+    if layer.kind in ("conv", "conv_ln"):
+        return [("dense", window, (size, out), (k, k, channels, features))]
+    if layer.kind in ("separable", "separable_ln"):
+        depthwise = [("depthwise", window, (size, out), (k, k, 1, channels))]
+        return [*depthwise, ("pointwise", {}, (out, out), (1, 1, channels, features))]
+    windows = zip(gated.WINDOWS.values(), gated.split_channels(channels)[1:], strict=True)
+    depthwise = [
+        ("depthwise", {"dilation": dilation, "padding": dilation * (side - 1) // 2}, (out, out), (side, side, 1, seen))
+        for (side, dilation), seen in windows
+        if seen
+    ]
+    pair = [(1, 1, channels, 2 * features), (1, 1, features, features)]
+    return depthwise + [("pointwise", {}, (out, out), shape) for shape in pair]
 
 
 def make_side(convolutions, kind, function, batch_size, dtype):

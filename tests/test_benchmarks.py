@@ -42,9 +42,11 @@ def test_a_ratio_above_one_means_that_ours_is_faster():
     assert measure.summarize(seconds, 2.0)["theirs"] == {"median": 2.0, "low": 1.5, "high": 2.5, "n": 3}
 
 
-def test_every_convolution_of_the_network_is_measured(base):
-    found = convolutions.list_convolutions(base.model)
-    cost = summarize(base.model)
+@pytest.mark.parametrize("name", ["base", "mixed", "record"])
+def test_every_convolution_of_the_network_is_measured(name):
+    model = read_config(f"configs/{name}.py", []).model
+    found = convolutions.list_convolutions(model)
+    cost = summarize(model)
     macs = sum(math.prod(shape) * after**2 for _, _, (_, after), shape in found)
     head = next(layer for layer in cost.layers if layer.name == "head")
     assert macs == cost.macs - head.macs
