@@ -4,9 +4,11 @@ import itertools
 import json
 import math
 
+import chex
+import jax
 import pytest
 
-from benchmarks import convolutions, measure, train_step
+from benchmarks import convolutions, measure, seeds, train_step
 from cifar_jax.budget import summarize
 from cifar_jax.config import read_config
 
@@ -61,6 +63,17 @@ def test_the_floor_of_a_step_is_three_forward_passes(base, monkeypatch):
     assert least["gflop"] == pytest.approx(3 * 2 * summarize(base.model).macs * 128 / 1e9)
     assert least["flops_s"] == pytest.approx(least["gflop"])
     assert least["bytes_s"] == pytest.approx(least["gigabytes"])
+
+
+def test_seeds_mapped_take_the_steps_of_seeds_alone():
+    small = ["--config.model.kernels=xla", "--config.model.widths=(4, 4, 4, 4)", "--config.train.batch_size=4"]
+    config = read_config("configs/fast.py", small)
+    sides = seeds.make_sides(config, num_seeds=2)
+    alone, mapped = (sides[f"{way}, xla"]() for way in ("in turn", "vmap"))
+    assert set(sides) == {"in turn, xla", "vmap, xla"}
+    for i, state in enumerate(alone):
+        assert state.step == seeds.STEPS
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[i], mapped), state, rtol=1e-3, atol=1e-4)  # noqa: B023
 
 
 def test_json_is_one_object_on_the_last_line(capsys):
