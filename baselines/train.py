@@ -29,8 +29,15 @@ from cifar_jax.jsonfile import write_json
 from cifar_jax.log import RunLog
 
 
+def check_optimizer(optim) -> None:
+    """Raises InputError for an optimizer that PyTorch has not: its Muon takes no convolutions."""
+    if optim.name not in ("sgd", "adamw"):
+        raise InputError(f"optim.name: got {optim.name} for PyTorch, expected sgd or adamw; set one of them and its keys")
+
+
 def make_optimizer(model, optim, learning_rate):
-    """SGD or AdamW; weight decay on kernels only."""
+    """SGD or AdamW; weight decay on kernels only. Raises InputError for others."""
+    check_optimizer(optim)
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -126,6 +133,7 @@ def check(config, path: pathlib.Path) -> None:
     """Raises InputError for a config that is invalid or over budget, or a folder that is not empty."""
     check_config(config)
     check_host(config.augment)
+    check_optimizer(config.optim)
     if config.init.weights:
         raise InputError(
             f"init.weights: got {config.init.weights!r}, expected '': the PyTorch twin begins from the seed; leave it out"

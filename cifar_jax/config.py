@@ -44,7 +44,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.kernels": ("auto", "xla"),
     "data.source": ("auto", "tfds", "archive", "npm", "cache", "folder", "shapes"),
-    "optim.name": ("sgd", "adamw"),
+    "optim.name": ("sgd", "adamw", "muon"),
     "schedule.name": ("one_cycle", "cosine", "constant"),
     "log.progress": ("auto", "bar", "lines", "off"),
 }
@@ -223,7 +223,7 @@ def check_config(config) -> None:
             "change it in the config"
         )
     if config.optim.name == "adamw" and config.optim.nesterov:
-        raise InputError("optim.nesterov: got True beside adamw, expected False: it belongs to sgd; set it to False")
+        raise InputError("optim.nesterov: got True beside adamw, expected False: it belongs to sgd and muon; set it to False")
     check_augment(config.get("augment"))
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 
 def make_schedule(schedule, num_steps: int) -> optax.Schedule:
@@ -45,12 +46,34 @@ def is_kernel(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def matrices(params):
+    """Which parameters Muon orthogonalizes, and as what matrices: kernels (h, w, c, features) that mix channels, c > 1, as
+    (h w c, features). None for all else: windows of single channels, the head, scales, biases.
+    """
+    mixing = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return jax.tree.map(lambda p: mixing if p.ndim == 4 and p.shape[2] > 1 else None, params)
+
+
 def make_optimizer(optim, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD or AdamW as PyTorch writes them, the decay on kernels only.
+    """SGD or AdamW as PyTorch writes them, the decay on kernels only; or Muon, the decay on `matrices` only.
 
     "sgd": the decay joins the gradient before momentum; see optax.sgd. "adamw": it joins the update, times the learning
-    rate; momentum and b2 are the decay rates of the two averages, epsilon is 1e-8; see optax.adamw.
+    rate; momentum and b2 are the decay rates of the two averages, epsilon is 1e-8; see optax.adamw. "muon": the averaged
+    gradients of `matrices` are made orthogonal, and 0.2 in the root mean square over a long side; momentum is the decay rate of
+    that average. All else takes the steps of Adam, of the same learning rate, with averages of 0.9 and b2; see
+    optax.contrib.muon, arXiv:2502.16982.
     """
+    if optim.name == "muon":
+        return contrib.muon(
+            schedule,
+            beta=optim.momentum,
+            nesterov=optim.nesterov,
+            weight_decay=optim.weight_decay,
+            adam_b1=0.9,
+            adam_b2=optim.b2,
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=0.2,
+        )
     if optim.name == "adamw":
         return optax.adamw(schedule, optim.momentum, optim.b2, weight_decay=optim.weight_decay, mask=is_kernel)
     return optax.chain(

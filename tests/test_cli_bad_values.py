@@ -82,7 +82,7 @@ BAD = {
     "augment.cutmix.alpha": {"0": "from 0.01 to 100", "101": "from 0.01 to 100", **no_number("from 0.01 to 100")},
     "augment.cutmix.p": {"1.5": PROBABILITY, "-0.1": PROBABILITY, "0.5": ON_DEVICE, **no_number(PROBABILITY)},
     "augment.to_gray.p": {"-0.1": PROBABILITY, "1.1": PROBABILITY, **no_number(PROBABILITY)},
-    "optim.name": {"adam": "did you mean adamw?", "": "sgd, adamw"},
+    "optim.name": {"adam": "did you mean adamw?", "moun": "did you mean muon?", "": "sgd, adamw, muon"},
     "optim.momentum": {"1": "0.0 to 0.9999", "-0.1": "0.0 to 0.9999", **no_number("0.0 to 0.9999")},
     "optim.b2": {"1": "0.0 to 0.999999", "-0.1": "0.0 to 0.999999", **no_number("0.0 to 0.999999")},
     "optim.nesterov": {"maybe": TRUTH, "2": TRUTH, "": TRUTH},

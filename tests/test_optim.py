@@ -1,14 +1,16 @@
-"""Schedules by their values; the optimizers against torch.optim.SGD and AdamW."""
+"""Schedules by their values; the optimizers against torch.optim.SGD and AdamW, and Muon against its formula in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from cifar_jax.optim import is_kernel, make_optimizer, make_schedule
+from cifar_jax.models import create_model
+from cifar_jax.optim import is_kernel, make_optimizer, make_schedule, matrices
 
 PEAK = 0.4
 MOST_STEPS = 2000
@@ -132,9 +134,80 @@ def test_steps_equal_torchs_with_decay_on_kernels_only(optim):
         np.testing.assert_allclose(params[name], value.detach(), rtol=0, atol=1e-12)  # float64, eight steps of order 1
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+MUON = {"name": "muon", "momentum": 0.95, "b2": 0.9}
+SHAPES = {"dense": (3, 3, 2, 5), "wide": (1, 1, 4, 6), "depthwise": (3, 3, 1, 4), "head": (4, 3), "bias": (3,)}
+
+
+def orthogonalized(x):
+    """Five steps of Jordan's quintic from x over its norm, https://kellerjordan.github.io/posts/muon."""
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def averaged(grads, decay):
+    """Nesterov's look ahead in a running average of `grads`, each part corrected for its beginning at 0."""
+    average = sum((1 - decay) * decay ** (len(grads) - 1 - i) * grad for i, grad in enumerate(grads))
+    ahead = decay * average / (1 - decay ** (len(grads) + 1))
+    return ahead + (1 - decay) * grads[-1] / (1 - decay ** len(grads))
+
+
+def muon_formula(name, params, grads):
+    """params after a step of rate 1 for each of `grads`, with a decay of 0.05."""
+    for n in range(1, len(grads) + 1):
+        if name in ("dense", "wide"):
+            update = averaged(grads[:n], 0.95).reshape(-1, params.shape[-1])
+            update = orthogonalized(update.T).T if update.shape[0] > update.shape[1] else orthogonalized(update)
+            update = (0.2 * np.sqrt(max(update.shape)) * update).reshape(params.shape) + 0.05 * params
+        else:
+            second = sum(0.1 * 0.9 ** (n - 1 - i) * grad**2 for i, grad in enumerate(grads[:n])) / (1 - 0.9**n)
+            update = averaged(grads[:n], 0.9) / (np.sqrt(second) + 1e-8)
+        params = params - update
+    return params
+
+
+def test_muon_takes_the_steps_of_its_formula_and_all_but_matrices_those_of_adam():
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
+    steps = [{name: rng.standard_normal(shape) for name, shape in SHAPES.items()} for _ in range(4)]
+    expected = {name: muon_formula(name, params[name], [grads[name] for grads in steps]) for name in SHAPES}
+    with jax.enable_x64(True):
+        tx = optimizer_of(lambda _: 1.0, **MUON)
+        ours = jax.tree.map(jnp.asarray, params)
+        opt_state = tx.init(ours)
+        for grads in steps:
+            updates, opt_state = tx.update(jax.tree.map(jnp.asarray, grads), opt_state, ours)
+            ours = jax.tree.map(lambda p, u: p + u, ours, updates)
+    for name in SHAPES:
+        np.testing.assert_allclose(ours[name], expected[name], rtol=0, atol=1e-6, err_msg=name)  # coefficients are float32
+
+
+def test_a_step_of_muon_turns_and_stretches_all_directions_nearly_alike():
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1, 16, 32)) * np.geomspace(1e-2, 1, 32), jnp.float32)
+    tx = optimizer_of(lambda _: 1.0, **MUON | {"weight_decay": 0.0})
+    params = {"kernel": jnp.zeros_like(kernel)}
+    (update,) = jax.tree.leaves(tx.update({"kernel": kernel}, tx.init(params), params)[0])
+    stretched = np.linalg.svd(update[0, 0], compute_uv=False) / (0.2 * np.sqrt(32))
+    assert np.linalg.cond(kernel[0, 0]) > 4
+    assert 0.5 < stretched.min() and stretched.max() < 1.5  # the quintic's own spread
+
+
+@pytest.mark.parametrize(
+    "variant, others", [("strided", ("conv_dw",)), ("gated", ("conv_dw", "conv_near", "conv_wide", "conv_far"))]
+)
+def test_matrices_are_the_kernels_that_mix_channels(model_config, variant, others):
+    network = create_model(model_config(variant=variant, kernels="xla"))
+    params = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    chosen = traverse_util.flatten_dict(matrices(params))
+    kernels = {path for path, chosen in traverse_util.flatten_dict(is_kernel(params)).items() if chosen}
+    assert {path for path, how in chosen.items() if how} == {p for p in kernels if not {"head", *others} & set(p)}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_the_decay_leaves_biases_and_scales_alone(name):
     tx = optimizer_of(lambda _: 1.0, name=name)
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    params = {"kernel": jnp.ones((1, 1, 2, 2)), "bias": jnp.ones(2)}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     assert (updates["kernel"] < 0).all() and not updates["bias"].any()

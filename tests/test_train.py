@@ -187,7 +187,7 @@ WITHOUT_STATISTICS = ("model.variant=gated", "optim.name=adamw", "optim.nesterov
     "overrides",
     [
         pytest.param((), marks=pytest.mark.slow),
-        ("ema.decay=0.9", "data.num_validation=40", "model.kernels=xla"),
+        ("ema.decay=0.9", "data.num_validation=40", "model.kernels=xla", "optim.name=muon"),
         pytest.param(WITHOUT_STATISTICS, marks=pytest.mark.slow),
     ],
 )
