@@ -138,6 +138,10 @@ def check(config, path: pathlib.Path) -> None:
         raise InputError(
             f"init.weights: got {config.init.weights!r}, expected '': the PyTorch twin begins from the seed; leave it out"
         )
+    if config.distill.weights:
+        raise InputError(
+            f"distill.weights: got {config.distill.weights!r}, expected '': the PyTorch twin knows no teacher; leave it out"
+        )
     parameters = sum(p.numel() for p in create_model(config.model).parameters())
     if parameters >= config.budget.parameters:
         raise InputError(

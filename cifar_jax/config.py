@@ -25,6 +25,8 @@ RANGES = {
     "schedule.learning_rate": (1e-9, 100.0),
     "schedule.warmup_fraction": (0.0, 0.999),
     "schedule.final_fraction": (0.0, 1.0),
+    "distill.share": (0.0, 1.0),
+    "distill.temperature": (0.01, 100.0),
     "ema.decay": (0.0, 0.999999),
     "train.batch_size": (1, 65_536),
     "train.epochs": (1, 100_000),
@@ -48,7 +50,14 @@ CHOICES = {
     "schedule.name": ("one_cycle", "cosine", "constant"),
     "log.progress": ("auto", "bar", "lines", "off"),
 }
-TYPES = {"init.weights": str, "data.dir": str, "optim.nesterov": bool, "parallel.coordinator": str, "log.tensorboard": bool}
+TYPES = {
+    "init.weights": str,
+    "distill.weights": str,
+    "data.dir": str,
+    "optim.nesterov": bool,
+    "parallel.coordinator": str,
+    "log.tensorboard": bool,
+}
 KNOWN = {*RANGES, *CHOICES, *TYPES, "model.widths"}  # and the augment section, which augment.check_augment knows
 
 
@@ -163,6 +172,7 @@ def to_json(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
+_NOT_TAUGHT = {"weights": "", "share": 0.9, "temperature": 4.0}
 ANYWHERE = {"devices": 0, "coordinator": "", "num_processes": 0, "process_id": -1}
 _NOT_AUGMENTED = {
     "translate": {"padding": 4, "p": 0.0},
@@ -180,11 +190,13 @@ def from_json(values: dict) -> ConfigDict:
     checkpoint = {"every_seconds": 0.0} | values["checkpoint"]
     parallel = ANYWHERE | values.get("parallel", {})
     init = {"weights": ""} | values.get("init", {})
+    distill = _NOT_TAUGHT | values.get("distill", {})
     augment = _NOT_AUGMENTED | values["augment"]
     augment["horizontal_flip"] = {"alternate": False} | augment["horizontal_flip"]
     augment["mixup"] = {"ramp": 0.0, "until": 1.0} | augment["mixup"]
     augment["color_jitter"] = {"sharpness_mean": 1.0} | augment["color_jitter"]
     sections = {"model": model, "checkpoint": checkpoint, "augment": augment, "parallel": parallel, "init": init}
+    sections["distill"] = distill
     sections["optim"] = {"b2": 0.999} | values["optim"]
     sections["schedule"] = {"final_fraction": 0.0} | values["schedule"]
     return ConfigDict(values | sections).lock()

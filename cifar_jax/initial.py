@@ -28,7 +28,7 @@ def read_initial(config) -> Weights | None:
     name = config.init.weights
     if not name:
         return None
-    found = _load(name)
+    found = load_named("init.weights", name)
     model = create_model(ConfigDict(config.model.to_dict() | {"kernels": "xla"}))  # others would be compiled for their shapes
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     given = found.variables
@@ -44,11 +44,12 @@ def read_initial(config) -> Weights | None:
     return found
 
 
-def _load(name: str) -> Weights:
+def load_named(key: str, name: str) -> Weights:
+    """load_weights(name), whose errors name the config's `key`, init.weights or another that ends so."""
     try:
         return load_weights(name)
     except InputError as error:
-        raise InputError(f"init.{error}") from error  # it begins with "weights"
+        raise InputError(f"{key.removesuffix('weights')}{error}") from error  # it begins with "weights"
 
 
 def _without_head(variables) -> dict:
@@ -56,10 +57,10 @@ def _without_head(variables) -> dict:
     return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[1:2] != (HEAD,)})
 
 
-def check_same_initial(path: pathlib.Path, begun: str | None, name: str) -> None:
-    """Raises InputError where the weights `name` are there and damaged, or not those that the run in `path` began from.
+def check_same_weights(path: pathlib.Path, key: str, begun: str | None, name: str) -> None:
+    """Raises InputError where the weights `name` of the config's `key` are there and damaged, or not those of the run in `path`.
 
-    begun: what its config.json says of them, their sha256. Where they are gone, a checkpoint makes up for them.
+    begun: what its config.json says of them, their sha256. Where they are gone, others tell what that means.
     """
     if not name:
         return
@@ -67,11 +68,11 @@ def check_same_initial(path: pathlib.Path, begun: str | None, name: str) -> None
         find_weights(name)
     except InputError:
         return
-    now = _load(name).sha256
+    now = load_named(key, name).sha256
     if begun != now:
         raise InputError(
-            f"--workdir: {path} holds a run from other weights (init.weights: got {now[:8]}, expected {str(begun)[:8]}); use the "
-            "same file or another --workdir"
+            f"--workdir: {path} holds a run with other weights ({key}: got {now[:8]}, expected {str(begun)[:8]}); use the same "
+            "file or another --workdir"
         )
 
 

@@ -6,24 +6,38 @@ import optax
 from jax import lax
 
 from cifar_jax import metrics
-from cifar_jax.losses import cross_entropy
+from cifar_jax.distill import Teacher
+from cifar_jax.losses import cross_entropy, distillation
 from cifar_jax.state import TrainState
 
 
-def make_train_step(model, tx, *, label_smoothing: float = 0.0, ema_decay: float = 0.0, axis_name: str | None = None):
+def make_train_step(
+    model,
+    tx,
+    *,
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+    teacher: Teacher | None = None,
+):
     """Returns train_step(state, batch) -> (state, sums).
 
     batch: {"image": (b, 32, 32, 3) float, "label": (b,) int}, and where images are mixed "target", (b, classes), of which
     the objective is then; sums: metrics.step_sums of the objective.
     axis_name: the mapped axis that splits the batch: gradients are averaged and sums added over it; give the model the
-    same one, so that batch statistics are shared too. ema_decay 0 keeps no average.
+    same one, so that batch statistics are shared too. ema_decay 0 keeps no average. teacher: what else the objective is of.
     """
 
     def train_step(state: TrainState, batch):
+        taught = teacher and teacher.logits(batch["image"])
+
         def loss_of(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
             losses = cross_entropy(logits, batch.get("target", batch["label"]), label_smoothing=label_smoothing)
+            if teacher:
+                share = teacher.share
+                losses = (1 - share) * losses + share * distillation(logits, taught, teacher.temperature)
             return losses.mean(), (metrics.step_sums(losses, logits, batch["label"]), updated.get("batch_stats", {}))
 
         grads, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)

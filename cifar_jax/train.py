@@ -16,6 +16,7 @@ from cifar_jax.config import check_config, differing_keys, to_json
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.device import check_device
+from cifar_jax.distill import make_teacher, read_teacher
 from cifar_jax.epoch import Progress, check_finite
 from cifar_jax.errors import InputError, RunError
 from cifar_jax.initial import describe, read_initial, take_over
@@ -46,25 +47,28 @@ def train(config, directory: str | os.PathLike) -> dict:
         _check_same_config(config)
         if result := processes.from_first(functools.partial(_begin, path, config)):
             return result
-        mesh, dataset = processes.together(functools.partial(_load, config))
+        mesh, dataset, taught_by = processes.together(functools.partial(_load, config))
+        teacher = make_teacher(config, taught_by, dataset)
         kept, held_out = split_training(dataset, config)
-        processes.check_same("data", data := fingerprint(dataset))
+        digests = {"data": fingerprint(dataset), "teacher": taught_by.sha256 if taught_by else ""}
+        for name, digest in digests.items():
+            processes.check_same(name, digest)
         processes.check_same("model.kernels", workdir.describe_kernels(config))
         meet(mesh)
-        with _open_workdir(path, config, data, keep_best=bool(len(held_out))) as (result, *opened):
-            return result or _run(config, path, dataset, kept, held_out, *opened, mesh)
+        with _open_workdir(path, config, digests, keep_best=bool(len(held_out))) as (result, *opened):
+            return result or _run(config, path, dataset, kept, held_out, *opened, mesh, teacher)
 
 
 def _load(config):
-    """(mesh, dataset): what a process brings to the run."""
+    """(mesh, dataset, the teacher's weights or None): what a process brings to the run."""
     check_device()
-    mesh = make_mesh(config.parallel.devices, config.train.batch_size)
+    mesh, teacher = make_mesh(config.parallel.devices, config.train.batch_size), read_teacher(config)
     with stopping.interruptible():
-        return mesh, load_dataset(config.data.source, config.data.dir)
+        return mesh, load_dataset(config.data.source, config.data.dir), teacher
 
 
 @contextlib.contextmanager
-def _open_workdir(path, config, data, *, keep_best):
+def _open_workdir(path, config, digests, *, keep_best):
     """Gives (the result of a run that has finished meanwhile, the Checkpoints, the weights to begin from); None for what there is
     not, and the latter two in all processes but the first.
     """
@@ -79,7 +83,7 @@ def _open_workdir(path, config, data, *, keep_best):
                 return result
             newest = find_newest(path / "checkpoints")
             initial = read_initial(config) if newest is None else None
-            workdir.create(path, config, data, initial.sha256 if initial else "")
+            workdir.create(path, config, **digests, initial=initial.sha256 if initial else "")
             files = Checkpoints(path / "checkpoints", keep_best=keep_best, resume_from=newest)
             checkpoints = opened.enter_context(files)
             return None
@@ -142,7 +146,7 @@ def errors_of_writing(path):
         ) from error
 
 
-def _run(config, path, dataset, kept, held_out, checkpoints, initial, mesh) -> dict:
+def _run(config, path, dataset, kept, held_out, checkpoints, initial, mesh, teacher) -> dict:
     """Makes or restores the state, trains the epochs that are left, writes the results.
 
     checkpoints: None in all processes but the first, which write nothing. initial: what _start takes.
@@ -151,7 +155,8 @@ def _run(config, path, dataset, kept, held_out, checkpoints, initial, mesh) -> d
     schedule = make_schedule(config.schedule, config.train.epochs * steps_per_epoch)
     axis_name = AXIS if mesh else None
     model, tx = create_model(config.model, axis_name=axis_name), make_optimizer(config.optim, schedule)
-    options = {"label_smoothing": config.train.label_smoothing, "ema_decay": config.ema.decay, "axis_name": axis_name}
+    options = {"label_smoothing": config.train.label_smoothing, "ema_decay": config.ema.decay}
+    options |= {"axis_name": axis_name, "teacher": teacher}
     steps = split(make_train_step(model, tx, **options), mesh), split(make_eval_step(model, axis_name=axis_name), mesh)
     state = create_state(model, tx, config.seed, with_ema=config.ema.decay > 0)
     state, progress = _start(checkpoints, state, initial, dataset.classes)
@@ -287,6 +292,7 @@ def _opening(config, path, dataset, initial, mesh, *, kept: int, rows, start: Pr
     kernels, reason = choose_kernels(config.model)
     kernels = f"without kernels of its own ({reason})" if reason else f"with {kernels} kernels"
     begun = describe(config.init.weights, initial, dataset.classes)
+    begun += f", taught by {config.distill.weights}" if config.distill.weights else ""
     resumed = f"; resuming after epoch {len(rows)} and {start.batches} steps of the next" if rows or start.batches else ""
     return (
         f"Training {config.model.name}/{config.model.variant} on {kept} images from {dataset.source} for {config.train.epochs} "

@@ -14,7 +14,7 @@ from cifar_jax import budget
 from cifar_jax.checkpoint import may_differ
 from cifar_jax.config import ANYWHERE, differing_keys, flatten, from_json, to_json
 from cifar_jax.errors import InputError
-from cifar_jax.initial import check_same_initial
+from cifar_jax.initial import check_same_weights
 from cifar_jax.jsonfile import damaged, read_json, write_json
 from cifar_jax.log import format_duration
 from cifar_jax.models import choose_kernels
@@ -66,7 +66,8 @@ def check(path: pathlib.Path, config) -> None:
             f"--workdir: {path} holds a run made with another config: {', '.join(differing)}; "
             "use the same values or another --workdir"
         )
-    check_same_initial(path, stored.get("init"), config.init.weights)
+    check_same_weights(path, "init.weights", stored.get("init"), config.init.weights)
+    check_same_weights(path, "distill.weights", stored.get("teacher"), config.distill.weights)
 
 
 def list_folder(path: pathlib.Path) -> list[str]:
@@ -100,13 +101,13 @@ def read_config(path: pathlib.Path):
         raise damaged(path / "config.json", error) from error
 
 
-def create(path: pathlib.Path, config, data: str, initial: str = "") -> None:
+def create(path: pathlib.Path, config, data: str, initial: str = "", teacher: str = "") -> None:
     """Makes the folder, with config.json in it; raises InputError where the folder holds a run on other data.
 
     Warns where the run was begun with other kernels: it goes on, but not to the bits that it would have ended in.
 
     data: dataset.fingerprint of the data to be trained on. initial: sha256 of the weights that it begins from; it is kept
-    where the folder holds the run already.
+    where the folder holds the run already. teacher: sha256 of the weights that teach it.
     """
     stored = check_data(path, data)
     kernels = describe_kernels(config)
@@ -117,7 +118,8 @@ def create(path: pathlib.Path, config, data: str, initial: str = "") -> None:
         )
     initial = stored.get("init", "") if stored else initial
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "config.json", {"config": to_json(config), "data": data, "kernels": begun, "init": initial})
+    digests = {"data": data, "init": initial, "teacher": teacher}
+    write_json(path / "config.json", {"config": to_json(config), "kernels": begun, **digests})
 
 
 def describe_kernels(config) -> str:
@@ -164,8 +166,8 @@ def read_finished(directory: str) -> dict:
 def portable(config: dict) -> dict:
     """The config without what depends on the machine: where files lie, how many processes read them, which ones train."""
     data = config["data"] | {"dir": "", "workers": 0}
-    init = config["init"] | {"weights": os.path.basename(config["init"]["weights"])}
-    return config | {"data": data, "init": init, "parallel": ANYWHERE}
+    named = {key: config[key] | {"weights": os.path.basename(config[key]["weights"])} for key in ("init", "distill")}
+    return config | {"data": data, "parallel": ANYWHERE, **named}
 
 
 def describe_device() -> str:

@@ -26,6 +26,8 @@ def get_config():
         }
     )
     config.init = ConfigDict({"weights": ""})  # from the seed; a committed name or a weights file: docs/fine_tuning.md
+    # the same names, of a network whose probabilities are `share` of the objective: docs/distillation.md
+    config.distill = ConfigDict({"weights": "", "share": 0.9, "temperature": 4.0})
     config.data = ConfigDict({"source": "auto", "dir": "", "num_validation": 0, "workers": 1})
     config.augment = ConfigDict(
         {

@@ -95,6 +95,7 @@ def format_card(name: str, weights, measured: dict) -> str:
         f"{epochs} epochs of batches of {config.train.batch_size}",
         f"{config.optim.name}, {config.schedule.name} to a learning rate of {config.schedule.learning_rate}",
         f"label smoothing {config.train.label_smoothing}",
+        *([f"taught by {config.distill.weights}"] if config.distill.weights else []),
         f"{', '.join(used) or 'no augmentation'} on the {augment.backend}",
     ]
     facts = {

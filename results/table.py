@@ -38,6 +38,7 @@ ABLATED = {
     "alternation": "mirrored by chance instead of in turns",
     "translation": "no translation",
     "smoothing": "no label smoothing",
+    "muon": "SGD in place of Muon, at its own best rate",
     "nesterov": "momentum without Nesterov's",
     "decay": "no weight decay",
     "warm-up": "no warm-up",
@@ -144,12 +145,13 @@ def format_fast(reports: list[dict]) -> str:
     latest = {}
     for report in reports:
         if report["benchmark"] == "speedrun" and report["split"] == "test":
-            train, model = report["config"]["train"], report["config"]["model"]
-            latest[report["name"], train["epochs"], model["dtype"], _device(report)] = report
-    lines = ["| config | epochs | test accuracy | seconds | n | device; kernels |", "|---|---|---|---|---|---|"]
-    for (name, epochs, dtype, device), report in latest.items():
+            config = report["config"]
+            what = report["name"], config["model"]["dtype"], config["optim"]["name"], config["train"]["epochs"]
+            latest[what, _device(report)] = report
+    lines = ["| config | optimizer | epochs | test accuracy | seconds | n | device; kernels |", "|---|---|---|---|---|---|---|"]
+    for ((name, dtype, optimizer, epochs), device), report in latest.items():
         accuracy, seconds = (_spread(report[key], digits) for key, digits in (("accuracy", 2), ("seconds", 1)))
-        lines.append(f"| {name}, {dtype} | {epochs} | {accuracy} % | {seconds} | {report['n']} | {device} |")
+        lines.append(f"| {name}, {dtype} | {optimizer} | {epochs} | {accuracy} % | {seconds} | {report['n']} | {device} |")
     return "\n".join(lines) + "\n"
 
 

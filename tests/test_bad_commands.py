@@ -127,6 +127,7 @@ def twin_refused(refused):
         (["--config", SMOKE, "--config.train.epochz=3"], "did you mean --config.train.epochs?"),
         (["--config", SMOKE, "--config.train.epochs=0"], "train.epochs: got 0"),
         (["--config", SMOKE, "--config.init.weights=base"], "init.weights: got 'base', expected ''"),
+        (["--config", SMOKE, "--config.distill.weights=base"], "distill.weights: got 'base', expected ''"),
         (["--config", SMOKE, "--config.optim.name=muon"], "optim.name: got muon for PyTorch, expected sgd or adamw"),
         (["--config", SMOKE, "--config.train.batch_size=6000"], "train.batch_size: got 6000"),
         (["--config", SMOKE, "--config.model.num_classes=5"], "model.num_classes: got 5"),

@@ -175,7 +175,7 @@ def test_it_does_not_resume_with_another_file(stopped, weights, network):
     path, given, config = stopped
     state = network(8)
     write(given, {"params": state.params, "batch_stats": state.batch_stats})
-    with pytest.raises(InputError, match=r"run from other weights \(init\.weights: got [0-9a-f]{8}, expected [0-9a-f]{8}\)"):
+    with pytest.raises(InputError, match=r"run with other weights \(init\.weights: got [0-9a-f]{8}, expected [0-9a-f]{8}\)"):
         train(config, path)
     assert not (path / "result.json").exists()
 
@@ -208,6 +208,6 @@ def test_a_finished_run_is_reported_without_the_file_and_not_with_another(whole,
     given.unlink()
     assert train(config, folder / "run")["examples"] == 20
     write(given, {"params": network(8).params, "batch_stats": network(8).batch_stats})
-    with pytest.raises(InputError, match="from other weights"):
+    with pytest.raises(InputError, match="with other weights"):
         train(config, folder / "run")
     given.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Cross-entropy with smoothed labels, against PyTorch and against the formula in float64."""
+"""Cross-entropy with smoothed labels and distillation, against PyTorch and against the formula in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cifar_jax.losses import cross_entropy
+from cifar_jax.losses import cross_entropy, distillation
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 BATCH, CLASSES = 5, 4
@@ -89,3 +89,29 @@ def test_smoothing_is_least_at_the_smoothed_target_not_at_certainty():
     target = jnp.log(jnp.array([[0.925, 0.025, 0.025, 0.025]]))
     best, certain = (cross_entropy(logits, jnp.array([0]), label_smoothing=0.1) for logits in (target, 5 * target))
     assert best[0] < certain[0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_distillation_and_its_gradient_are_torchs(temperature):
+    torch = pytest.importorskip("torch")
+    logits, taught = np.random.default_rng(3).standard_normal((2, BATCH, CLASSES)) * 3
+    theirs = torch.tensor(logits, requires_grad=True)
+    soft = torch.log_softmax(torch.tensor(taught) / temperature, 1)
+    losses = torch.nn.functional.kl_div(torch.log_softmax(theirs / temperature, 1), soft, reduction="none", log_target=True).sum(
+        1
+    )
+    (losses * temperature**2).mean().backward()
+    with jax.enable_x64(True):
+        values = distillation(jnp.asarray(logits), jnp.asarray(taught), temperature)
+        mean = lambda logits, taught: distillation(logits, taught, temperature).mean()  # noqa: E731
+        grads = jax.grad(mean, (0, 1))(jnp.asarray(logits), jnp.asarray(taught))
+    np.testing.assert_allclose(values, losses.detach() * temperature**2, rtol=1e-11)
+    np.testing.assert_allclose(grads[0], theirs.grad, rtol=1e-11, atol=1e-15)
+    assert not grads[1].any()
+
+
+@given(rows, st.floats(0.1, 10))
+def test_who_says_what_the_teacher_says_has_nothing_to_learn(logits, temperature):
+    with jax.enable_x64(True):
+        values = distillation(jnp.asarray(logits), jnp.asarray(logits) + 3.0, temperature)  # a constant changes no probability
+    np.testing.assert_allclose(values, 0, atol=1e-10)

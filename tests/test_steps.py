@@ -9,6 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cifar_jax import metrics
+from cifar_jax.distill import Teacher
+from cifar_jax.losses import cross_entropy, distillation
 from cifar_jax.models.c1c2c3c40 import Network
 from cifar_jax.models.layers import conv, separable
 from cifar_jax.state import create_state, final_variables
@@ -49,6 +51,21 @@ def eval_step():
 def start():
     """The initial state on the host: never donated."""
     return jax.device_get(create_state(network(), TX, 0, with_ema=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_teacher_has_its_share_of_the_objective(start, batch, share):
+    taught = np.random.default_rng(1).standard_normal((BATCH, CLASSES)).astype(np.float32)
+    teacher = Teacher(lambda images: taught + 0 * images.sum(), share, 2.0)
+    state, sums = jax.jit(make_train_step(network(), TX, label_smoothing=SMOOTHING, teacher=teacher))(start, batch)
+    variables = {"params": start.params, "batch_stats": start.batch_stats}
+    logits, _ = jax.jit(lambda: network().apply(variables, batch["image"], train=True, mutable=["batch_stats"]))()
+    labelled = cross_entropy(logits, batch["label"], label_smoothing=SMOOTHING)
+    expected = (1 - share) * labelled + share * distillation(logits, taught, 2.0)
+    np.testing.assert_allclose(sums["loss"], expected.sum(), rtol=1e-5)
+    alone, _ = jax.jit(make_train_step(network(), TX, label_smoothing=SMOOTHING))(start, batch)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, alone.params))
+    assert max(moved) == 0.0 if share == 0 else min(moved) > 0
 
 
 def on_device(state):

@@ -136,8 +136,10 @@ def test_closing_summary():
 
 def test_portable_config_keeps_all_but_workers_and_where_files_lie():
     overrides = ["--config.data.dir=/x", "--config.data.workers=5", "--config.init.weights=/secret/w.safetensors"]
+    overrides += ["--config.distill.weights=/secret/t.safetensors"]
     config = to_json(read_config(SMOKE, overrides))
     portable = {"data": config["data"] | {"dir": "", "workers": 0}, "init": {"weights": "w.safetensors"}}
+    portable["distill"] = config["distill"] | {"weights": "t.safetensors"}
     assert workdir.portable(config) == config | portable
     assert config["data"]["dir"] == "/x"
 
