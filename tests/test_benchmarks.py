@@ -7,10 +7,12 @@ import math
 import chex
 import jax
 import pytest
+from test_train import shallow
 
 from benchmarks import convolutions, measure, seeds, train_step
 from cifar_jax.budget import summarize
 from cifar_jax.config import read_config
+from cifar_jax.models import c1c2c3c40
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,8 @@ def test_the_floor_of_a_step_is_three_forward_passes(base, monkeypatch):
     assert least["bytes_s"] == pytest.approx(least["gigabytes"])
 
 
-def test_seeds_mapped_take_the_steps_of_seeds_alone():
+def test_seeds_mapped_take_the_steps_of_seeds_alone(monkeypatch):
+    monkeypatch.setitem(c1c2c3c40.VARIANTS, "early", shallow)
     small = ["--config.model.kernels=xla", "--config.model.widths=(4, 4, 4, 4)", "--config.train.batch_size=4"]
     config = read_config("configs/fast.py", small)
     sides = seeds.make_sides(config, num_seeds=2)

