@@ -29,7 +29,7 @@ ROWS = {
     "alternation": ["augment.horizontal_flip.alternate=false"],  # flips drawn by chance instead
     "translation": ["augment.translate.p=0.0"],
     "smoothing": ["train.label_smoothing=0.0"],
-    # SGD as it was best on held-out images, in 12 epochs
+    # SGD as it was best on held-out images in 12 epochs
     "muon": ["optim.name=sgd", "optim.momentum=0.9", "optim.weight_decay=5e-4", "schedule.learning_rate=0.6"],
     "nesterov": ["optim.nesterov=false"],
     "decay": ["optim.weight_decay=0.0"],

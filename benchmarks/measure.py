@@ -40,9 +40,11 @@ def parse(parser: arguments.Parser, argv: list[str]):
     flags, overrides = arguments.parse(parser, argv)
     config = read_config(flags.config, overrides)
     check_config(config)
-    if config.init.weights or config.distill.weights:
-        key = "init.weights" if config.init.weights else "distill.weights"
-        raise InputError(f"{key}: got other weights than those of the seed, expected '' for a benchmark; leave it out")
+    for section in ("init", "distill"):
+        if name := config[section].weights:
+            raise InputError(
+                f"{section}.weights: got {name!r}, expected '': a benchmark trains from the seed alone; leave it out"
+            )
     return flags, config
 
 

@@ -1,6 +1,7 @@
 """A training step on a batch that lies ready: ours against PyTorch's, forward, backward and update.
 
-python -m benchmarks.train_step [--config configs/base.py] [--compile] [--json]; ratio = PyTorch's time over ours.
+python -m benchmarks.train_step [--config configs/base.py] [--compile] [--json]; ratio = PyTorch's time over ours. The config's
+optimizer must be one that PyTorch has too, SGD or AdamW.
 
 Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, torch 2.13.0+cpu,
 base, medians of n = 9: ours 82 ms (1,559 images/s), PyTorch channels_last 131 ms, torch.compile 158 ms; ratio 1.56, over

@@ -59,9 +59,9 @@ def make_optimizer(optim, schedule: optax.Schedule) -> optax.GradientTransformat
 
     "sgd": the decay joins the gradient before momentum; see optax.sgd. "adamw": it joins the update, times the learning
     rate; momentum and b2 are the decay rates of the two averages, epsilon is 1e-8; see optax.adamw. "muon": the averaged
-    gradients of `matrices` are made orthogonal, and 0.2 in the root mean square over a long side; momentum is the decay rate of
-    that average. All else takes the steps of Adam, of the same learning rate, with averages of 0.9 and b2; see
-    optax.contrib.muon, arXiv:2502.16982.
+    gradients of `matrices`, made nearly orthogonal and 0.2 in root mean square, to which the decay is added; momentum is the
+    decay rate of that average. All else takes the steps of Adam (with nesterov of NAdam), at the same learning rate and without
+    decay; 0.9 and b2 are the decay rates of its averages. See optax.contrib.muon, arXiv:2502.16982.
     """
     if optim.name == "muon":
         return contrib.muon(

@@ -48,12 +48,12 @@ def train(config, directory: str | os.PathLike) -> dict:
         if result := processes.from_first(functools.partial(_begin, path, config)):
             return result
         mesh, dataset, taught_by = processes.together(functools.partial(_load, config))
-        teacher = make_teacher(config, taught_by, dataset)
         kept, held_out = split_training(dataset, config)
         digests = {"data": fingerprint(dataset), "teacher": taught_by.sha256 if taught_by else ""}
-        for name, digest in digests.items():
-            processes.check_same(name, digest)
+        processes.check_same("data", digests["data"])
+        processes.check_same("distill.weights", digests["teacher"])
         processes.check_same("model.kernels", workdir.describe_kernels(config))
+        teacher = make_teacher(config, taught_by, dataset)
         meet(mesh)
         with _open_workdir(path, config, digests, keep_best=bool(len(held_out))) as (result, *opened):
             return result or _run(config, path, dataset, kept, held_out, *opened, mesh, teacher)

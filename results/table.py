@@ -38,7 +38,7 @@ ABLATED = {
     "alternation": "mirrored by chance instead of in turns",
     "translation": "no translation",
     "smoothing": "no label smoothing",
-    "muon": "SGD in place of Muon, at its own best rate",
+    "muon": "SGD in place of Muon, at the rate that is best for 12 epochs",
     "nesterov": "momentum without Nesterov's",
     "decay": "no weight decay",
     "warm-up": "no warm-up",
@@ -47,9 +47,11 @@ ABLATED = {
 
 
 def to_row(name: str, result: dict) -> dict:
-    """A row of runs.csv from a result.json; name: that of the config."""
+    """A row of runs.csv from a result.json; name: that of the config. A run that other weights had a part in is another entry."""
+    parts = {"init": "from", "distill": "taught by"}
+    others = [f"{word} {given}" for key, word in parts.items() if (given := result["config"].get(key, {}).get("weights"))]
     return {
-        "config": name,
+        "config": ", ".join([name, *others]),
         "seed": result["seed"],
         "epochs": result["epochs"],
         "parameters": result["parameters"],
@@ -156,10 +158,11 @@ def format_fast(reports: list[dict]) -> str:
 
 
 def format_ablation(reports: list[dict]) -> str:
-    """A Markdown table of what each ingredient is worth, the latest row of each on the machine that came last."""
+    """A Markdown table of what each ingredient is worth, the latest row of each from the config and machine that came last."""
     reports = [report for report in reports if report["benchmark"] == "ablation"]
-    device = _device(reports[-1])
-    latest = {row["without"]: row for report in reports if _device(report) == device for row in report["rows"]}
+    config, device = reports[-1]["config"], _device(reports[-1])
+    alike = [report for report in reports if report["config"] == config and _device(report) == device]
+    latest = {row["without"]: row for report in alike for row in report["rows"]}
     lines = [f"| {device} | test accuracy, 95 % interval of the mean | n |", "|---|---|---|"]
     for name, row in latest.items():
         accuracy = f"{row['accuracy']['mean']:.2f} ± {row['interval']:.2f} %"

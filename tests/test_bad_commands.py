@@ -65,6 +65,8 @@ def test_arguments_that_no_benchmark_has(benchmark_refused, name, argv, said):
         (["--config", SMOKE, "--config.train.batch_size", "1"], "1: unknown argument"),
         (["--config", SMOKE, "--config.train.batch_size=0"], "train.batch_size: got 0, expected a whole number from 1"),
         (["--config", SMOKE, "--config.train.batch_size=x"], "train.batch_size: got 'x', expected a whole number"),
+        (["--config", SMOKE, "--config.distill.weights=base"], "distill.weights: got 'base', expected ''"),
+        (["--config", SMOKE, "--config.init.weights=base"], "init.weights: got 'base', expected ''"),
     ],
 )
 def test_flags_of_every_timed_benchmark(benchmark_refused, name, argv, said):

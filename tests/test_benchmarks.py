@@ -12,7 +12,7 @@ from test_train import shallow
 from benchmarks import convolutions, measure, seeds, train_step
 from cifar_jax.budget import summarize
 from cifar_jax.config import read_config
-from cifar_jax.models import c1c2c3c40
+from cifar_jax.models import c1c2c3c40, ops
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,8 @@ def test_every_convolution_of_the_network_is_measured(name):
     macs = sum(math.prod(shape) * after**2 for _, _, (_, after), shape in found)
     head = next(layer for layer in cost.layers if layer.name == "head")
     assert macs == cost.macs - head.macs
+    for _, window, (before, after), shape in found:
+        assert after == ops.output_size(before, shape[0], **{"stride": 1, "dilation": 1, "padding": 0} | window)
     for (_, _, (_, after), _), (_, _, (before, _), _) in itertools.pairwise(found):
         assert after == before
 
@@ -77,6 +79,18 @@ def test_seeds_mapped_take_the_steps_of_seeds_alone(monkeypatch):
     for i, state in enumerate(alone):
         assert state.step == seeds.STEPS
         chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[i], mapped), state, rtol=1e-3, atol=1e-4)  # noqa: B023
+
+
+def test_where_mapped_seeds_are_faster_the_ratio_is_above_one(monkeypatch, capsys):
+    monkeypatch.setattr(
+        seeds, "make_sides", lambda config, num: dict.fromkeys(("in turn, a", "vmap, a", "in turn, b", "vmap, b"))
+    )
+    times = {"in turn, a": [3.0], "vmap, a": [1.0], "in turn, b": [2.0], "vmap, b": [4.0]}
+    monkeypatch.setattr(measure, "in_turn", lambda sides, repeats: {name: times[name] for name in sides})
+    seeds.main(["--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ratio"] == 2.0 and report["ratios"].keys() == {"in turn, b over vmap, a"}
+    assert report["sides"]["vmap, a"]["median"] == pytest.approx(1 / (4 * seeds.STEPS))
 
 
 def test_json_is_one_object_on_the_last_line(capsys):

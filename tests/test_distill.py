@@ -26,7 +26,7 @@ def taught(weights, tmp_path_factory):
     """(folder with a finished run and its teacher, the run's config)."""
     folder = tmp_path_factory.mktemp("taught")
     given = shutil.copy(weights, folder / "teacher.safetensors")
-    config = make_config(f"distill.weights={given}", "distill.share=1.0", "train.epochs=1", "ema.decay=0.0")
+    config = make_config(f"distill.weights={given}", "distill.share=1.0")
     train(config, folder / "run")
     return folder, config
 
@@ -46,7 +46,7 @@ def test_a_teacher_says_what_it_says_to_predict_however_the_data_are_normalized(
 
 def test_a_run_learns_from_its_teacher_and_its_weights_name_it(taught, tmp_path):
     folder, _ = taught
-    train(make_config("distill.share=1.0", "train.epochs=1", "ema.decay=0.0"), tmp_path / "alone")
+    train(make_config("distill.share=1.0"), tmp_path / "alone")
     ours, alone = (load_weights(str(path / "weights.safetensors")) for path in (folder / "run", tmp_path / "alone"))
     apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), ours.variables["params"], alone.variables["params"])
     assert min(jax.tree.leaves(apart)) > 1e-4  # every tensor
@@ -65,6 +65,22 @@ def test_a_run_knows_its_teacher_by_digest_and_goes_on_with_no_other(taught, net
     with pytest.raises(InputError, match=r"run with other weights \(distill\.weights: got [0-9a-f]{8}, expected [0-9a-f]{8}\)"):
         train(config, folder / "run")
     given.write_bytes(content)
+
+
+def test_a_taught_run_resumes_to_the_same_bits_and_not_without_its_teacher(taught, tmp_path):
+    folder, config = taught
+    path, given = shutil.copytree(folder / "run", tmp_path / "run"), folder / "teacher.safetensors"
+    (path / "result.json").unlink()
+    (path / "weights.safetensors").unlink()
+    shutil.rmtree(path / "checkpoints" / "4")
+    content = given.read_bytes()
+    given.unlink()
+    with pytest.raises(InputError, match=r"^distill\.weights: got .*teacher\.safetensors, expected a file"):
+        train(config, path)
+    given.write_bytes(content)
+    train(config, path)
+    ours, whole = (load_weights(str(each / "weights.safetensors")).variables for each in (path, folder / "run"))
+    jax.tree.map(np.testing.assert_array_equal, ours, whole)
 
 
 def test_a_teacher_of_other_classes_is_refused_before_anything_is_written(weights, tmp_path, monkeypatch):

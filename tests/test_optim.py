@@ -147,34 +147,37 @@ def orthogonalized(x):
     return x
 
 
-def averaged(grads, decay):
-    """Nesterov's look ahead in a running average of `grads`, each part corrected for its beginning at 0."""
+def averaged(grads, decay, nesterov):
+    """A running average of `grads`, or Nesterov's look ahead in it, each part corrected for its beginning at 0."""
     average = sum((1 - decay) * decay ** (len(grads) - 1 - i) * grad for i, grad in enumerate(grads))
+    if not nesterov:
+        return average / (1 - decay ** len(grads))
     ahead = decay * average / (1 - decay ** (len(grads) + 1))
     return ahead + (1 - decay) * grads[-1] / (1 - decay ** len(grads))
 
 
-def muon_formula(name, params, grads):
+def muon_formula(name, params, grads, nesterov):
     """params after a step of rate 1 for each of `grads`, with a decay of 0.05."""
     for n in range(1, len(grads) + 1):
         if name in ("dense", "wide"):
-            update = averaged(grads[:n], 0.95).reshape(-1, params.shape[-1])
+            update = averaged(grads[:n], 0.95, nesterov).reshape(-1, params.shape[-1])
             update = orthogonalized(update.T).T if update.shape[0] > update.shape[1] else orthogonalized(update)
             update = (0.2 * np.sqrt(max(update.shape)) * update).reshape(params.shape) + 0.05 * params
         else:
             second = sum(0.1 * 0.9 ** (n - 1 - i) * grad**2 for i, grad in enumerate(grads[:n])) / (1 - 0.9**n)
-            update = averaged(grads[:n], 0.9) / (np.sqrt(second) + 1e-8)
+            update = averaged(grads[:n], 0.9, nesterov) / (np.sqrt(second) + 1e-8)
         params = params - update
     return params
 
 
-def test_muon_takes_the_steps_of_its_formula_and_all_but_matrices_those_of_adam():
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_takes_the_steps_of_its_formula_and_all_but_matrices_those_of_adam(nesterov):
     rng = np.random.default_rng(0)
     params = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
     steps = [{name: rng.standard_normal(shape) for name, shape in SHAPES.items()} for _ in range(4)]
-    expected = {name: muon_formula(name, params[name], [grads[name] for grads in steps]) for name in SHAPES}
+    expected = {name: muon_formula(name, params[name], [grads[name] for grads in steps], nesterov) for name in SHAPES}
     with jax.enable_x64(True):
-        tx = optimizer_of(lambda _: 1.0, **MUON)
+        tx = optimizer_of(lambda _: 1.0, **MUON, nesterov=nesterov)
         ours = jax.tree.map(jnp.asarray, params)
         opt_state = tx.init(ours)
         for grads in steps:

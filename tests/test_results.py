@@ -41,6 +41,20 @@ def test_one_run_shows_its_count_and_interval():
     assert "86.00 % (8600 of 10000; 95 % interval ± 0.68)" in table.format_table([make_row()])
 
 
+def test_a_run_that_other_weights_had_a_part_in_is_an_entry_of_its_own():
+    names = ("seed", "epochs", "parameters", "receptive_field", "correct", "examples", "device")
+    result = dict.fromkeys(names, 1) | {"train_seconds": 1.0, "versions": {}, "config": {"distill": {"weights": ""}}}
+    taught = {"init": {"weights": "base"}, "distill": {"weights": "wide.safetensors"}}
+    assert table.to_row("record", result)["config"] == "record"
+    assert table.to_row("record", result | {"config": taught})["config"] == "record, from base, taught by wide.safetensors"
+
+
+def test_rows_of_another_recipe_are_no_part_of_an_ablation():
+    (report,) = [report for report in table.read_benchmarks() if report["benchmark"] == "ablation"][-1:]
+    other = report | {"config": report["config"] | {"seed": 1}, "rows": [row | {"without": "flip"} for row in report["rows"]]}
+    assert table.format_ablation([other, report]) == table.format_ablation([report])
+
+
 def test_several_seeds_show_mean_and_standard_deviation():
     rows = [make_row(), make_row(seed="1", correct="8700"), make_row(seed="2", correct="8800")]
     line = table.format_table(rows).splitlines()[-1]

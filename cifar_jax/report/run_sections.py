@@ -94,11 +94,13 @@ def curves_section(run, findings):
     seen, highest = figures.watched(rows), max(row["learning_rate"] for row in rows)
     loss, accuracy, rate = figures.draw_loss(rows), figures.draw_accuracy(rows), figures.draw_learning_rate(rows)
     pictures = [loss, accuracy, rate]
+    distill = run.config.distill
+    taught = f", {distill.share:g} of it the divergence from {distill.weights}" if distill.weights else ""
     shown = [
         figure(
             loss,
             f"Loss by epoch: {last['eval_loss']:.3f} on {seen} and {last['train_loss']:.3f} in training after the last",
-            "Loss by epoch. In training it is the objective: on augmented images, with label smoothing.",
+            f"Loss by epoch. In training it is the objective: on augmented images, with label smoothing{taught}.",
         ),
         figure(
             accuracy,
