@@ -1,7 +1,11 @@
 """The shortest training to 85 % of the test images: variant `early`, images augmented on the device, Muon with a one-cycle rate.
 
 Command: python run.py --config configs/fast.py
-      python -m benchmarks.speedrun --runs 5, which leaves compilation and evaluation between epochs out of the time
+      python -m benchmarks.speedrun --runs 3, which leaves compilation (29 s) and evaluation between epochs out of the time
+Cost: 2 CPU cores (Xeon): 143 ± 1 s, native kernels, n = 3; right after it SGD of 12 epochs 226 s, n = 1. GPU: not measured.
+Score: 85.55 ± 0.06 % of the test images, final epoch, seeds 0 to 2.
+Rate and decay were chosen by 5,000 held-out images, after 6 and 8 epochs, in a training each (results/trials.csv): half and
+twice the rate lost about 1 %. Seven epochs were not tried before.
 """
 
 from configs import base
