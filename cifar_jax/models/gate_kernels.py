@@ -7,7 +7,7 @@ what the weights' gradients are products of, which XLA makes. Matrix products ar
 parameters are float32, and so are their gradients.
 
 Shapes: x is (b, h, w, c); (n, c) is the same with all positions in one axis. In a kernel every axis is a power of 2, so
-channels are a list of blocks of columns, and only the last may have more than there are, zeros.
+channels are a list of blocks of columns, and only the last may have more than there are, zeros. Matrices have them before.
 """
 
 import functools
@@ -23,7 +23,7 @@ from cifar_jax.models import depthwise
 from cifar_jax.models.depthwise import check_batch, fma, triton
 
 POSITIONS = 64  # of one program
-HIDDEN = 16  # values of the gated product, and gates, that a program has in registers at a time
+HIDDEN = 32  # values of the gated product, and gates, that a program has in registers at a time
 EPSILON = 1e-5  # PyTorch's
 
 
@@ -106,17 +106,18 @@ def _sources(x, averaged, firsts):
 @functools.partial(jax.jit, static_argnums=3)
 def _mix(y, x, weights, interpret):
     """value * tanh(exp(value)) * gate of the normalized y, mapped to the result, plus x * skip."""
-    (c, h, features), n = _sizes(weights), y.size // y.shape[-1]
+    (c, h, features), n, weights = _sizes(weights), y.size // y.shape[-1], _padded(weights, y.dtype)
 
     def program(y_ref, x_ref, *refs):
         *weight_refs, out_ref = refs
         ref, rows = _unpack(weight_refs), _rows(pl.program_id(0))
         normed, _, _ = _normalize(_load(y_ref, rows, n, c), ref, c, y.dtype, interpret)
         out = [jnp.zeros((POSITIONS, width), jnp.float32) for _, width in _blocks(features)]
-        for first in range(0, h, HIDDEN):
-            product = _gate(_hidden(normed, ref, c, h, first), y.dtype, interpret)[0].astype(y.dtype)
-            for i, block in enumerate(_blocks(features)):
-                out[i] += _dot(product, _load_matrix(ref.conv_out, (first, HIDDEN), h, block, features, y.dtype), ((1,), (0,)))
+        for turn in range(_turns(h)):
+            hidden = _hidden(normed, ref.in_bias, _in_blocks(ref.conv_in, c, h, turn), h, turn)
+            product = _gate(hidden, y.dtype, interpret)[0].astype(y.dtype)
+            for i, matrix in enumerate(_out_blocks(ref.conv_out, features, turn)):
+                out[i] += _dot(product, matrix, ((1,), (0,)))
         out = [o + bias for o, bias in zip(out, _load_row(ref.out_bias, features), strict=True)]
         if weights.skip is not None:
             added = zip(_load(x_ref, rows, n, c), _load_row(ref.skip, c), out, strict=True)
@@ -130,7 +131,7 @@ def _mix(y, x, weights, interpret):
 @functools.partial(jax.jit, static_argnums=4)
 def _gradients(y, x, weights, grad, interpret):
     """y's gradient and those of the weights, and the sum of y's over positions, for the windows' biases."""
-    (c, h, features), n = _sizes(weights), y.size // y.shape[-1]
+    (c, h, features), n, weights = _sizes(weights), y.size // y.shape[-1], _padded(weights, y.dtype)
     programs = pl.cdiv(n, POSITIONS)
     sizes = {"out_bias": features} | ({} if weights.skip is None else {"skip": features})
     sizes |= {"in_bias": 2 * h, "scale": c, "bias": c, "y": c}
@@ -159,19 +160,23 @@ def _gradients(y, x, weights, grad, interpret):
 
         def add(turn, grad_normed):
             first, grad_normed = turn * HIDDEN, list(grad_normed)
-            product, *parts = _grad_hidden(normed, slope, ref, (c, h, features), first, interpret)
+            matrices = _in_blocks(ref.conv_in, c, h, turn)
+            grad_product = sum(
+                _dot(part, matrix, ((1,), (1,)))
+                for part, matrix in zip(slope, _out_blocks(ref.conv_out, features, turn), strict=True)
+            )
+            product, by_value, by_gate = _gate(_hidden(normed, ref.in_bias, matrices, h, turn), y.dtype, interpret)
             _store(product_ref, rows, n, h, [product], [(first, HIDDEN)])
-            for number, part in enumerate(parts):
+            for number, part in enumerate((grad_product * by_value, grad_product * by_gate)):
                 store_sum("in_bias", [part], [(number * h + first, HIDDEN)], (number + 1) * h)
                 part = part.astype(y.dtype)
                 _store(hidden_ref, rows, n, (number + 1) * h, [part], [(number * h + first, HIDDEN)], 2 * h)
-                for i, block in enumerate(_blocks(c)):
-                    matrix = _load_matrix(ref.conv_in, block, c, (first, HIDDEN), h, y.dtype, number * h, 2 * h)
+                for i, matrix in enumerate(matrices[number]):
                     grad_normed[i] += _dot(part, matrix, ((1,), (1,)))
             return tuple(grad_normed)
 
         zeros = tuple(jnp.zeros((POSITIONS, width), jnp.float32) for _, width in _blocks(c))
-        grad_normed = lax.fori_loop(0, pl.cdiv(h, HIDDEN), add, zeros)
+        grad_normed = lax.fori_loop(0, _turns(h), add, zeros)
         store_sum("scale", [g * z for g, z in zip(grad_normed, centered, strict=True)], _blocks(c), c)
         store_sum("bias", grad_normed, _blocks(c), c)
         scaled = [g * scale for g, scale in zip(grad_normed, _load_row(ref.scale, c), strict=True)]
@@ -210,13 +215,55 @@ def _rows(number):
 
 
 def _blocks(size):
-    """(first, width) of each block of an axis: powers of 2, at least 16, which a matrix unit takes at least."""
+    """(first, width) of each block of an axis: powers of 2, at least 16, which a matrix unit takes at least.
+
+    >>> _blocks(56), _blocks(48)  # one block where no more than an eighth of it is empty
+    ([(0, 64)], [(0, 32), (32, 16)])
+    """
     blocks, first = [], 0
     while first < size:
-        width = max(1 << ((size - first).bit_length() - 1), 16)
+        left = size - first
+        above = 1 << (left - 1).bit_length()
+        width = max(above if above - left <= above // 8 else above // 2, 16)
         blocks.append((first, width))
         first += width
     return blocks
+
+
+def _turns(h):
+    return pl.cdiv(h, HIDDEN)
+
+
+def _padded(weights, dtype):
+    """The matrices as x's type, with zeros up to whole blocks: conv_in (values and gates, turns, c, HIDDEN), conv_out
+    (h, features); and in_bias (values and gates, h). A load without a mask is a wide one, and XLA does this once a step.
+    """
+    (c, h, features), turns = _sizes(weights), _turns(len(weights.conv_out))
+    (columns, extra), more = (sum(_blocks(size)[-1]) for size in (c, features)), turns * HIDDEN - h
+    conv_in = jnp.pad(weights.conv_in.reshape(c, 2, h), ((0, columns - c), (0, 0), (0, more)))
+    return weights._replace(
+        conv_in=conv_in.reshape(columns, 2, turns, HIDDEN).transpose(1, 2, 0, 3).astype(dtype),
+        in_bias=jnp.pad(weights.in_bias.reshape(2, h), ((0, 0), (0, more))),
+        conv_out=jnp.pad(weights.conv_out, ((0, more), (0, extra - features))).astype(dtype),
+    )
+
+
+def _in_blocks(ref, c, h, turn):
+    """Of conv_in the blocks for a turn's values and for its gates: (c's width, HIDDEN) each."""
+    lanes, height = lax.iota(jnp.int32, HIDDEN)[None, :], sum(_blocks(c)[-1])
+
+    def block(number, first, width):
+        row = (number * _turns(h) + turn) * height + first + lax.iota(jnp.int32, width)[:, None]
+        return triton.load(ref.at[row * HIDDEN + lanes])
+
+    return [[block(number, *where) for where in _blocks(c)] for number in range(2)]
+
+
+def _out_blocks(ref, features, turn):
+    """Of conv_out the blocks for a turn: (HIDDEN, features' width) each."""
+    row = turn * HIDDEN + lax.iota(jnp.int32, HIDDEN)[:, None]
+    stride = sum(_blocks(features)[-1])
+    return [triton.load(ref.at[row * stride + first + lax.iota(jnp.int32, width)[None, :]]) for first, width in _blocks(features)]
 
 
 def _normalize(y, ref, c, dtype, interpret):
@@ -232,18 +279,17 @@ def _normalize(y, ref, c, dtype, interpret):
     return [fma(block, scale, bias, interpret).astype(dtype) for block, scale, bias in scaled], centered, inverse
 
 
-def _hidden(normed, ref, c, h, first):
-    """(value, gate) of places first to first + HIDDEN of h."""
-    which = first + lax.iota(jnp.int32, HIDDEN)
+def _hidden(normed, bias_ref, matrices, h, turn):
+    """(value, gate) of a turn's places; matrices: as from _in_blocks."""
 
-    def affine(offset):
-        total = triton.load(ref.in_bias.at[offset + which], mask=which < h, other=0)[None, :]
-        for block, where in zip(normed, _blocks(c), strict=True):
-            matrix = _load_matrix(ref.conv_in, where, c, (first, HIDDEN), h, block.dtype, offset, 2 * h)
-            total += _dot(block, matrix, ((1,), (0,)))
-        return total
+    def affine(number):
+        place = (number * _turns(h) + turn) * HIDDEN + lax.iota(jnp.int32, HIDDEN)
+        return sum(
+            (_dot(block, matrix, ((1,), (0,))) for block, matrix in zip(normed, matrices[number], strict=True)),
+            triton.load(bias_ref.at[place])[None, :],
+        )
 
-    return affine(0), affine(h)
+    return affine(0), affine(1)
 
 
 def _gate(hidden, dtype, interpret):
@@ -254,17 +300,6 @@ def _gate(hidden, dtype, interpret):
     factor = jnp.tanh(exp) if interpret or dtype == jnp.float32 else triton.approx_tanh(exp)
     slope = fma(value * exp, 1 - factor * factor, factor, interpret)
     return value * factor * gate, gate * slope, value * factor
-
-
-def _grad_hidden(normed, grad, ref, sizes, first, interpret):
-    """The gated product at those places, and the gradients by (value, gate)."""
-    c, h, features = sizes
-    grad_product = 0.0
-    for block, where in zip(grad, _blocks(features), strict=True):
-        matrix = _load_matrix(ref.conv_out, (first, HIDDEN), h, where, features, block.dtype)
-        grad_product += _dot(block, matrix, ((1,), (1,)))
-    product, by_value, by_gate = _gate(_hidden(normed, ref, c, h, first), normed[0].dtype, interpret)
-    return product, grad_product * by_value, grad_product * by_gate
 
 
 def _dot(a, b, contract):
@@ -295,14 +330,6 @@ def _store(ref, rows, n, c, value, blocks=None, stride=None):
 def _load_row(ref, size):
     lanes = [first + lax.iota(jnp.int32, width) for first, width in _blocks(size)]
     return [triton.load(ref.at[lane], mask=lane < size, other=0)[None, :] for lane in lanes]
-
-
-def _load_matrix(ref, row_block, rows, column_block, columns, dtype, offset=0, stride=None):
-    """A block of a matrix with `stride` numbers a row, of which those from `offset` on are seen, `columns` of them."""
-    row = row_block[0] + lax.iota(jnp.int32, row_block[1])[:, None]
-    column = column_block[0] + lax.iota(jnp.int32, column_block[1])[None, :]
-    mask = (row < rows) & (column < columns)
-    return triton.load(ref.at[row * (stride or columns) + offset + column], mask=mask, other=0).astype(dtype)
 
 
 def _call(kernel, out_shape, grid, interpret, *arrays):
