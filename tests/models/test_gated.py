@@ -107,10 +107,11 @@ def run_layer(layer, dtype, pallas, params, x, grad):
     ],
 )
 def test_the_kernels_of_a_gpu_make_the_same_layer(features, dtype, tolerance, monkeypatch):
-    """Interpreted; parts of 4, 4, 5 and 5 channels, two blocks of hidden ones, and positions that fill no block."""
+    """Interpreted; parts of 4, 4, 5 and 5 channels, two turns of hidden ones, and positions that fill no block."""
     smaller = {"conv_near": (3, 1), "conv_wide": (3, 1), "conv_far": (3, 2)}  # 7 x 7 is interpreted for half a minute
     monkeypatch.setattr(gated, "WINDOWS", smaller)
     monkeypatch.setattr(gate_kernels, "POSITIONS", 16)
+    monkeypatch.setattr(gate_kernels, "HIDDEN", 16)
     kernels = gate_kernels.gated_layer
     monkeypatch.setattr(gate_kernels, "gated_layer", lambda *args: kernels(*args, True))
     layer, rng = gate("c1_gated", features), np.random.default_rng(0)
