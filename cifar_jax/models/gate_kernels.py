@@ -7,7 +7,7 @@ what the weights' gradients are products of, which XLA makes. Matrix products ar
 parameters are float32, and so are their gradients.
 
 Shapes: x is (b, h, w, c); (n, c) is the same with all positions in one axis. In a kernel every axis is a power of 2, so
-channels are a list of blocks of columns, and only the last may have more than there are, zeros; matrices get them before a launch.
+channels are a list of blocks of columns, and only the last may have more than there are, zeros; matrices get theirs beforehand.
 """
 
 import functools
