@@ -23,7 +23,7 @@ from cifar_jax.models import depthwise
 from cifar_jax.models.depthwise import check_batch, fma, triton
 
 POSITIONS = 64  # of one program
-HIDDEN = 32  # values of the gated product, and gates, that a program has in registers at a time
+CHUNK = {"bfloat16": 32, "float32": 16}  # values of the gated product, and gates, that a program has in registers at a time
 EPSILON = 1e-5  # PyTorch's
 
 
@@ -44,6 +44,19 @@ class Weights(NamedTuple):
     conv_out: jax.Array  # (h, features)
     out_bias: jax.Array  # (features,)
     skip: jax.Array | None  # (features,): of x, which is added where c == features
+
+
+class Sizes(NamedTuple):
+    """Of a layer from c to `features` channels by way of a gated product of h, which goes in turns of `chunk` values."""
+
+    c: int
+    h: int
+    features: int
+    chunk: int
+
+    @property
+    def turns(self) -> int:
+        return pl.cdiv(self.h, self.chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -106,17 +119,18 @@ def _sources(x, averaged, firsts):
 @functools.partial(jax.jit, static_argnums=3)
 def _mix(y, x, weights, interpret):
     """value * tanh(exp(value)) * gate of the normalized y, mapped to the result, plus x * skip."""
-    (c, h, features), n, weights = _sizes(weights), y.size // y.shape[-1], _padded(weights, y.dtype)
+    sizes, n = _sizes(weights, y.dtype), y.size // y.shape[-1]
+    (c, _, features, _), weights = sizes, _padded(weights, y.dtype)
 
     def program(y_ref, x_ref, *refs):
         *weight_refs, out_ref = refs
         ref, rows = _unpack(weight_refs), _rows(pl.program_id(0))
         normed, _, _ = _normalize(_load(y_ref, rows, n, c), ref, c, y.dtype, interpret)
         out = [jnp.zeros((POSITIONS, width), jnp.float32) for _, width in _blocks(features)]
-        for turn in range(_turns(h)):
-            hidden = _hidden(normed, ref.in_bias, _in_blocks(ref.conv_in, c, h, turn), h, turn)
+        for turn in range(sizes.turns):
+            hidden = _hidden(normed, ref.in_bias, _in_blocks(ref.conv_in, sizes, turn), sizes, turn)
             product = _gate(hidden, y.dtype, interpret)[0].astype(y.dtype)
-            for i, matrix in enumerate(_out_blocks(ref.conv_out, features, turn)):
+            for i, matrix in enumerate(_out_blocks(ref.conv_out, sizes, turn)):
                 out[i] += _dot(product, matrix, ((1,), (0,)))
         out = [o + bias for o, bias in zip(out, _load_row(ref.out_bias, features), strict=True)]
         if weights.skip is not None:
@@ -131,12 +145,12 @@ def _mix(y, x, weights, interpret):
 @functools.partial(jax.jit, static_argnums=4)
 def _gradients(y, x, weights, grad, interpret):
     """y's gradient and those of the weights, and the sum of y's over positions, for the windows' biases."""
-    (c, h, features), n, weights = _sizes(weights), y.size // y.shape[-1], _padded(weights, y.dtype)
-    programs = pl.cdiv(n, POSITIONS)
-    sizes = {"out_bias": features} | ({} if weights.skip is None else {"skip": features})
-    sizes |= {"in_bias": 2 * h, "scale": c, "bias": c, "y": c}
-    total = sum(sizes.values())
-    starts = {name: sum(list(sizes.values())[:i]) for i, name in enumerate(sizes)}
+    sizes, n = _sizes(weights, y.dtype), y.size // y.shape[-1]
+    (c, h, features, chunk), weights, programs = sizes, _padded(weights, y.dtype), pl.cdiv(n, POSITIONS)
+    lengths = {"out_bias": features} | ({} if weights.skip is None else {"skip": features})
+    lengths |= {"in_bias": 2 * h, "scale": c, "bias": c, "y": c}
+    total = sum(lengths.values())
+    starts = {name: sum(list(lengths.values())[:i]) for i, name in enumerate(lengths)}
 
     def program(grad_ref, y_ref, x_ref, *refs):
         *weight_refs, grad_y_ref, normed_ref, product_ref, hidden_ref, sum_ref = refs
@@ -159,24 +173,24 @@ def _gradients(y, x, weights, grad, interpret):
         _store(normed_ref, rows, n, c, normed)
 
         def add(turn, grad_normed):
-            first, grad_normed = turn * HIDDEN, list(grad_normed)
-            matrices = _in_blocks(ref.conv_in, c, h, turn)
+            first, grad_normed = turn * chunk, list(grad_normed)
+            matrices = _in_blocks(ref.conv_in, sizes, turn)
             grad_product = sum(
                 _dot(part, matrix, ((1,), (1,)))
-                for part, matrix in zip(slope, _out_blocks(ref.conv_out, features, turn), strict=True)
+                for part, matrix in zip(slope, _out_blocks(ref.conv_out, sizes, turn), strict=True)
             )
-            product, by_value, by_gate = _gate(_hidden(normed, ref.in_bias, matrices, h, turn), y.dtype, interpret)
-            _store(product_ref, rows, n, h, [product], [(first, HIDDEN)])
+            product, by_value, by_gate = _gate(_hidden(normed, ref.in_bias, matrices, sizes, turn), y.dtype, interpret)
+            _store(product_ref, rows, n, h, [product], [(first, chunk)])
             for number, part in enumerate((grad_product * by_value, grad_product * by_gate)):
-                store_sum("in_bias", [part], [(number * h + first, HIDDEN)], (number + 1) * h)
+                store_sum("in_bias", [part], [(number * h + first, chunk)], (number + 1) * h)
                 part = part.astype(y.dtype)
-                _store(hidden_ref, rows, n, (number + 1) * h, [part], [(number * h + first, HIDDEN)], 2 * h)
+                _store(hidden_ref, rows, n, (number + 1) * h, [part], [(number * h + first, chunk)], 2 * h)
                 for i, matrix in enumerate(matrices[number]):
                     grad_normed[i] += _dot(part, matrix, ((1,), (1,)))
             return tuple(grad_normed)
 
         zeros = tuple(jnp.zeros((POSITIONS, width), jnp.float32) for _, width in _blocks(c))
-        grad_normed = lax.fori_loop(0, _turns(h), add, zeros)
+        grad_normed = lax.fori_loop(0, sizes.turns, add, zeros)
         store_sum("scale", [g * z for g, z in zip(grad_normed, centered, strict=True)], _blocks(c), c)
         store_sum("bias", grad_normed, _blocks(c), c)
         scaled = [g * scale for g, scale in zip(grad_normed, _load_row(ref.scale, c), strict=True)]
@@ -192,7 +206,7 @@ def _gradients(y, x, weights, grad, interpret):
     outs += (jax.ShapeDtypeStruct((programs, total), jnp.float32),)
     grad_y, normed, product, hidden, sums = _call(program, outs, (programs,), interpret, grad, y, x, *jax.tree.leaves(weights))
     parts = jnp.split(sums.sum(0), list(starts.values())[1:])
-    return grad_y, dict(zip(sizes, parts, strict=True)) | {"conv_in": _outer(normed, hidden), "conv_out": _outer(product, grad)}
+    return grad_y, dict(zip(lengths, parts, strict=True)) | {"conv_in": _outer(normed, hidden), "conv_out": _outer(product, grad)}
 
 
 def _outer(a, b):
@@ -202,8 +216,8 @@ def _outer(a, b):
     return lax.dot_general(a, b, ((axes, axes), ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
-def _sizes(weights):
-    return len(weights.conv_in), *weights.conv_out.shape
+def _sizes(weights, dtype):
+    return Sizes(len(weights.conv_in), *weights.conv_out.shape, CHUNK[dtype.name])
 
 
 def _unpack(refs):
@@ -230,40 +244,41 @@ def _blocks(size):
     return blocks
 
 
-def _turns(h):
-    return pl.cdiv(h, HIDDEN)
+def _whole(size):
+    """The size of an axis in whole blocks."""
+    return sum(_blocks(size)[-1])
 
 
 def _padded(weights, dtype):
-    """The matrices as x's type, with zeros up to whole blocks: conv_in (values and gates, turns, c, HIDDEN), conv_out
+    """The matrices as x's type, with zeros up to whole blocks: conv_in (values and gates, turns, c, chunk), conv_out
     (h, features); and in_bias (values and gates, h). A load without a mask is a wide one, and XLA does this once a step.
     """
-    (c, h, features), turns = _sizes(weights), _turns(len(weights.conv_out))
-    (columns, extra), more = (sum(_blocks(size)[-1]) for size in (c, features)), turns * HIDDEN - h
-    conv_in = jnp.pad(weights.conv_in.reshape(c, 2, h), ((0, columns - c), (0, 0), (0, more)))
+    c, h, features, chunk = sizes = _sizes(weights, dtype)
+    more = sizes.turns * chunk - h
+    conv_in = jnp.pad(weights.conv_in.reshape(c, 2, h), ((0, _whole(c) - c), (0, 0), (0, more)))
     return weights._replace(
-        conv_in=conv_in.reshape(columns, 2, turns, HIDDEN).transpose(1, 2, 0, 3).astype(dtype),
+        conv_in=conv_in.reshape(_whole(c), 2, sizes.turns, chunk).transpose(1, 2, 0, 3).astype(dtype),
         in_bias=jnp.pad(weights.in_bias.reshape(2, h), ((0, 0), (0, more))),
-        conv_out=jnp.pad(weights.conv_out, ((0, more), (0, extra - features))).astype(dtype),
+        conv_out=jnp.pad(weights.conv_out, ((0, more), (0, _whole(features) - features))).astype(dtype),
     )
 
 
-def _in_blocks(ref, c, h, turn):
-    """Of conv_in the blocks for a turn's values and for its gates: (c's width, HIDDEN) each."""
-    lanes, height = lax.iota(jnp.int32, HIDDEN)[None, :], sum(_blocks(c)[-1])
+def _in_blocks(ref, sizes, turn):
+    """Of conv_in the blocks for a turn's values and for its gates: (c's width, chunk) each."""
+    lanes, height = lax.iota(jnp.int32, sizes.chunk)[None, :], _whole(sizes.c)
 
     def block(number, first, width):
-        row = (number * _turns(h) + turn) * height + first + lax.iota(jnp.int32, width)[:, None]
-        return triton.load(ref.at[row * HIDDEN + lanes])
+        row = (number * sizes.turns + turn) * height + first + lax.iota(jnp.int32, width)[:, None]
+        return triton.load(ref.at[row * sizes.chunk + lanes])
 
-    return [[block(number, *where) for where in _blocks(c)] for number in range(2)]
+    return [[block(number, *where) for where in _blocks(sizes.c)] for number in range(2)]
 
 
-def _out_blocks(ref, features, turn):
-    """Of conv_out the blocks for a turn: (HIDDEN, features' width) each."""
-    row = turn * HIDDEN + lax.iota(jnp.int32, HIDDEN)[:, None]
-    stride = sum(_blocks(features)[-1])
-    return [triton.load(ref.at[row * stride + first + lax.iota(jnp.int32, width)[None, :]]) for first, width in _blocks(features)]
+def _out_blocks(ref, sizes, turn):
+    """Of conv_out the blocks for a turn: (chunk, features' width) each."""
+    row = turn * sizes.chunk + lax.iota(jnp.int32, sizes.chunk)[:, None]
+    stride, blocks = _whole(sizes.features), _blocks(sizes.features)
+    return [triton.load(ref.at[row * stride + first + lax.iota(jnp.int32, width)[None, :]]) for first, width in blocks]
 
 
 def _normalize(y, ref, c, dtype, interpret):
@@ -279,11 +294,11 @@ def _normalize(y, ref, c, dtype, interpret):
     return [fma(block, scale, bias, interpret).astype(dtype) for block, scale, bias in scaled], centered, inverse
 
 
-def _hidden(normed, bias_ref, matrices, h, turn):
+def _hidden(normed, bias_ref, matrices, sizes, turn):
     """(value, gate) of a turn's places; matrices: as from _in_blocks."""
 
     def affine(number):
-        place = (number * _turns(h) + turn) * HIDDEN + lax.iota(jnp.int32, HIDDEN)
+        place = (number * sizes.turns + turn) * sizes.chunk + lax.iota(jnp.int32, sizes.chunk)
         return sum(
             (_dot(block, matrix, ((1,), (0,))) for block, matrix in zip(normed, matrices[number], strict=True)),
             triton.load(bias_ref.at[place])[None, :],

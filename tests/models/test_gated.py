@@ -99,23 +99,22 @@ def run_layer(layer, dtype, pallas, params, x, grad):
 
 
 @pytest.mark.parametrize(
-    "features, dtype, tolerance",
+    "channels, features, dtype, tolerance",
     [
-        pytest.param(18, jnp.float32, 1e-5, id="shortcut"),  # 24 bits, and sums of up to 50 positions
-        pytest.param(20, jnp.float32, 1e-5, id="no shortcut"),
-        pytest.param(18, jnp.bfloat16, 2e-2, id="8 bits", marks=pytest.mark.slow),
+        pytest.param(28, 28, jnp.float32, 1e-5, id="one block, not full"),  # 24 bits, and sums of up to 50 positions
+        pytest.param(18, 20, jnp.float32, 1e-5, id="two blocks, no shortcut"),
+        pytest.param(60, 60, jnp.bfloat16, 2e-2, id="8 bits", marks=pytest.mark.slow),
     ],
 )
-def test_the_kernels_of_a_gpu_make_the_same_layer(features, dtype, tolerance, monkeypatch):
-    """Interpreted; parts of 4, 4, 5 and 5 channels, two turns of hidden ones, and positions that fill no block."""
+def test_the_kernels_of_a_gpu_make_the_same_layer(channels, features, dtype, tolerance, monkeypatch):
+    """Interpreted; two turns of hidden values, the second not full, and positions that fill no block."""
     smaller = {"conv_near": (3, 1), "conv_wide": (3, 1), "conv_far": (3, 2)}  # 7 x 7 is interpreted for half a minute
     monkeypatch.setattr(gated, "WINDOWS", smaller)
     monkeypatch.setattr(gate_kernels, "POSITIONS", 16)
-    monkeypatch.setattr(gate_kernels, "HIDDEN", 16)
     kernels = gate_kernels.gated_layer
     monkeypatch.setattr(gate_kernels, "gated_layer", lambda *args: kernels(*args, True))
     layer, rng = gate("c1_gated", features), np.random.default_rng(0)
-    x, grad = rng.standard_normal((2, 5, 5, 18), np.float32), rng.standard_normal((2, 5, 5, features), np.float32)
+    x, grad = (rng.standard_normal((2, 5, 5, size), np.float32) for size in (channels, features))
     params = gated.Gated(layer, jnp.float32).init(jax.random.key(0), x, train=False)
     params = jax.tree.map(lambda p: p + np.float32(0.3) * rng.standard_normal(p.shape, np.float32), params)
     expected = run_layer(layer, jnp.float32, False, params, x, grad)
