@@ -126,12 +126,19 @@ def _mix(y, x, weights, interpret):
         *weight_refs, out_ref = refs
         ref, rows = _unpack(weight_refs), _rows(pl.program_id(0))
         normed, _, _ = _normalize(_load(y_ref, rows, n, c), ref, c, y.dtype, interpret)
-        out = [jnp.zeros((POSITIONS, width), jnp.float32) for _, width in _blocks(features)]
-        for turn in range(sizes.turns):
+
+        def add(turn, out):
             hidden = _hidden(normed, ref.in_bias, _in_blocks(ref.conv_in, sizes, turn), sizes, turn)
             product = _gate(hidden, y.dtype, interpret)[0].astype(y.dtype)
-            for i, matrix in enumerate(_out_blocks(ref.conv_out, sizes, turn)):
-                out[i] += _dot(product, matrix, ((1,), (0,)))
+            matrices = _out_blocks(ref.conv_out, sizes, turn)
+            return tuple(o + _dot(product, matrix, ((1,), (0,))) for o, matrix in zip(out, matrices, strict=True))
+
+        out = tuple(jnp.zeros((POSITIONS, width), jnp.float32) for _, width in _blocks(features))
+        if y.dtype == jnp.float32:  # written out it spills kilobytes of registers a thread
+            out = lax.fori_loop(0, sizes.turns, add, out)
+        else:
+            for turn in range(sizes.turns):
+                out = add(turn, out)
         out = [o + bias for o, bias in zip(out, _load_row(ref.out_bias, features), strict=True)]
         if weights.skip is not None:
             added = zip(_load(x_ref, rows, n, c), _load_row(ref.skip, c), out, strict=True)

@@ -102,8 +102,9 @@ def run_layer(layer, dtype, pallas, params, x, grad):
     "channels, features, dtype, tolerance",
     [
         pytest.param(28, 28, jnp.float32, 1e-5, id="one block, not full"),  # 24 bits, and sums of up to 50 positions
-        pytest.param(18, 20, jnp.float32, 1e-5, id="two blocks, no shortcut"),
-        pytest.param(60, 60, jnp.bfloat16, 2e-2, id="8 bits", marks=pytest.mark.slow),
+        pytest.param(18, 40, jnp.bfloat16, 2e-2, id="8 bits, two blocks, no shortcut"),
+        pytest.param(18, 20, jnp.float32, 1e-5, id="two blocks, no shortcut", marks=pytest.mark.slow),
+        pytest.param(60, 60, jnp.bfloat16, 2e-2, id="8 bits, one block, not full", marks=pytest.mark.slow),
     ],
 )
 def test_the_kernels_of_a_gpu_make_the_same_layer(channels, features, dtype, tolerance, monkeypatch):
