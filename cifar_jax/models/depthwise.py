@@ -110,8 +110,9 @@ def correlate(x, kernel, shape, stride, dilation, low, interpret, start=0):
 
     def program(x_ref, kernel_ref, y_ref):
         lane, channel, image, first = _place(blocks, c)
-        totals = [jnp.zeros(LANES, jnp.float32)] * blocks.rows
-        for j in range(k):
+
+        def add(j, totals):
+            totals = list(totals)
             weights = [_load(kernel_ref, (i * k + j) * c + channel, lane < cols * c) for i in range(k)]
             column = lax.div(lane, c) * stride + j * dilation - low
             for u in range((blocks.rows - 1) * blocks.skip + k):
@@ -119,6 +120,10 @@ def correlate(x, kernel, shape, stride, dilation, low, interpret, start=0):
                 seen = _look(x_ref, image, row, column, start + channel, (height, width, channels))
                 for n, i in blocks.pairs(u, k):
                     totals[n] = fma(seen, weights[i], totals[n], interpret)
+            return tuple(totals)
+
+        # Written out, seven columns compile for ten seconds.
+        totals = lax.fori_loop(0, k, add, (jnp.zeros(LANES, jnp.float32),) * blocks.rows)
         for n, total in enumerate(totals):
             row = first + n * blocks.step
             mask = (lane < cols * c) & (row < rows)
