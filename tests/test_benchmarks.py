@@ -1,5 +1,6 @@
 """What the benchmarks report: the right way round, over all that they claim to measure, in one JSON object, last."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -9,9 +10,10 @@ import jax
 import pytest
 from test_train import shallow
 
-from benchmarks import convolutions, measure, seeds, train_step
+from benchmarks import convolutions, gpu_compile, measure, seeds, train_step
 from cifar_jax.budget import summarize
 from cifar_jax.config import read_config
+from cifar_jax.errors import InputError
 from cifar_jax.models import c1c2c3c40, ops
 
 
@@ -120,3 +122,30 @@ def test_the_loader_is_compared_with_pytorch_and_the_floor(capsys):
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(report["sides"]) == {"ours", "torch", "floor"}
     assert report["ratio"] == pytest.approx(report["sides"]["torch"]["median"] / report["sides"]["ours"]["median"])
+
+
+SAID = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'gate_gradient_96_96' for 'sm_90a'
+ptxas info    : Function properties for gate_gradient_96_96
+    832 bytes stack frame, 1060 bytes spill stores, 860 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 832 bytes cumulative stack size
+ptxas info    : Compiling entry function 'fusion_2' for 'sm_90a'
+ptxas info    : Function properties for fusion_2
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 16 registers, used 0 barriers
+"""
+SEQUENCE = """
+004: kCustomKernel [prev=003 (1) | sink ] gate_gradient_96_96 grid: [4096, 1, 1] threads: [128, 1, 1]  shared_memory: 69888 bytes
+005: kCustomKernel [source | sink ] fusion_2 grid: [7, 1, 1] threads: [1024, 1, 1]  shared_memory: 0 bytes
+"""
+
+
+def test_what_the_assembler_says_of_our_kernels_is_read():
+    expected = {"registers": 255, "spilled_bytes": 1060, "shared_bytes": 69888}
+    assert gpu_compile.read_kernels(SAID, SEQUENCE) == {"gate_gradient_96_96": expected}
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("jax_cuda12_plugin")), reason="it is installed here")
+def test_without_a_compiler_for_gpus_one_line_says_what_brings_it():
+    with pytest.raises(InputError, match=r'expected one; pip install -e ".\[cuda12\]" brings it'):
+        gpu_compile.find_gpu()

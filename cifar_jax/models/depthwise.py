@@ -131,7 +131,8 @@ def correlate(x, kernel, shape, stride, dilation, low, interpret, start=0):
 
     out = jax.ShapeDtypeStruct((b * rows * cols * c,), x.dtype)
     grid = (pl.cdiv(cols * c, LANES), blocks.groups * blocks.step, b)
-    return _call(program, out, grid, interpret, x, kernel).reshape(b, rows, cols, c)
+    name = f"depthwise_k{k}_d{dilation}_c{c}"
+    return _call(name, program, out, grid, interpret, x, kernel).reshape(b, rows, cols, c)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))
@@ -173,7 +174,8 @@ def correlate_kernel(x, grad, shape, stride, dilation, low, interpret, starts=(0
 
     out = jax.ShapeDtypeStruct((b // images * k * k * cols * c,), jnp.float32)
     grid = (pl.cdiv(cols * c, LANES), k, b // images)
-    return _call(program, out, grid, interpret, x, grad).reshape(-1, k, k, cols, c).sum((0, 3))
+    name = f"depthwise_gradient_k{k}_d{dilation}_c{c}"
+    return _call(name, program, out, grid, interpret, x, grad).reshape(-1, k, k, cols, c).sum((0, 3))
 
 
 def _place(blocks, c):
@@ -211,9 +213,9 @@ def check_batch(images: int, *arrays):
         )
 
 
-def _call(kernel, out_shape, grid, interpret, *arrays):
+def _call(name, kernel, out_shape, grid, interpret, *arrays):
     """The kernel on flat arrays."""
     check_batch(len(arrays[0]), out_shape, *arrays)
     params = triton.CompilerParams(num_warps=1, num_stages=1)
-    call = pl.pallas_call(kernel, out_shape=out_shape, grid=grid, compiler_params=params, interpret=interpret, name="depthwise")
+    call = pl.pallas_call(kernel, out_shape=out_shape, grid=grid, compiler_params=params, interpret=interpret, name=name)
     return call(*(array.reshape(-1) for array in arrays))

@@ -146,7 +146,8 @@ def _mix(y, x, weights, interpret):
         _store(out_ref, rows, n, features, out)
 
     out = jax.ShapeDtypeStruct((*y.shape[:-1], features), y.dtype)
-    return _call(program, out, (pl.cdiv(n, POSITIONS),), interpret, y, x, *jax.tree.leaves(weights))
+    grid, name = (pl.cdiv(n, POSITIONS),), f"gate_{c}_{features}"
+    return _call(name, program, out, grid, interpret, y, x, *jax.tree.leaves(weights))
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -211,7 +212,8 @@ def _gradients(y, x, weights, grad, interpret):
     shapes = (c, c, h, 2 * h)
     outs = tuple(jax.ShapeDtypeStruct((*y.shape[:-1], width), y.dtype) for width in shapes)
     outs += (jax.ShapeDtypeStruct((programs, total), jnp.float32),)
-    grad_y, normed, product, hidden, sums = _call(program, outs, (programs,), interpret, grad, y, x, *jax.tree.leaves(weights))
+    name, arrays = f"gate_gradient_{c}_{features}", (grad, y, x, *jax.tree.leaves(weights))
+    grad_y, normed, product, hidden, sums = _call(name, program, outs, (programs,), interpret, *arrays)
     parts = jnp.split(sums.sum(0), list(starts.values())[1:])
     return grad_y, dict(zip(lengths, parts, strict=True)) | {"conv_in": _outer(normed, hidden), "conv_out": _outer(product, grad)}
 
@@ -354,11 +356,11 @@ def _load_row(ref, size):
     return [triton.load(ref.at[lane], mask=lane < size, other=0)[None, :] for lane in lanes]
 
 
-def _call(kernel, out_shape, grid, interpret, *arrays):
+def _call(name, kernel, out_shape, grid, interpret, *arrays):
     """The kernel on flat arrays, to flat arrays, which then get their shapes."""
     check_batch(len(arrays[0]), *jax.tree.leaves(out_shape), *arrays)
     flat = jax.tree.map(lambda s: jax.ShapeDtypeStruct((s.size,), s.dtype), out_shape)
     params = triton.CompilerParams(num_warps=4, num_stages=1)
-    call = pl.pallas_call(kernel, out_shape=flat, grid=grid, compiler_params=params, interpret=interpret, name="gate")
+    call = pl.pallas_call(kernel, out_shape=flat, grid=grid, compiler_params=params, interpret=interpret, name=name)
     results = call(*(array.reshape(-1) for array in arrays))
     return jax.tree.map(lambda s, array: array.reshape(s.shape), out_shape, results)
