@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
 FAST = str(ROOT / "configs" / "fast.py")
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "measure"))
-PLAIN = ("ablation", "damage", "deploy", "kill", "speedrun")  # those that time no sides in turn
+PLAIN = ("ablation", "damage", "deploy", "gpu_compile", "kill", "speedrun")  # those that time no sides in turn
 
 
 def run_benchmark(name, monkeypatch):
