@@ -9,6 +9,8 @@ Latest result (2 CPU cores, AMD EPYC, jax 0.10.2, n = 2): record, 28 s, of them 
 were written out. No program of record spills in bfloat16; the gradient of 96 channels has 253 registers.
 """
 
+import contextlib
+import importlib
 import os
 import pathlib
 import re
@@ -96,12 +98,19 @@ def read_kernels(said: str, sequence: str) -> dict[str, dict]:
     }
 
 
-def run_ptxas(programs: list[pathlib.Path]) -> str:
-    """What NVIDIA's assembler, which came with JAX's compiler, says of files of PTX."""
-    import nvidia.cuda_nvcc
+def find_ptxas() -> pathlib.Path:
+    """NVIDIA's assembler, which came with JAX's compiler. Raises InputError where it did not."""
+    for name in ("nvidia.cu13", "nvidia.cuda_nvcc"):  # where CUDA 13 and 12 lay it
+        with contextlib.suppress(ImportError):
+            for folder in importlib.import_module(name).__path__:
+                if (path := pathlib.Path(folder, "bin/ptxas")).exists():
+                    return path
+    raise InputError('got no ptxas beside JAX\'s compiler for GPUs, expected one; pip install -e ".[cuda12]" brings it')
 
-    assembler = pathlib.Path(next(iter(nvidia.cuda_nvcc.__path__)), "bin/ptxas")
-    command = [assembler, "-v", "-arch=sm_90a", "-o", os.devnull]
+
+def run_ptxas(ptxas: pathlib.Path, programs: list[pathlib.Path]) -> str:
+    """What the assembler says of files of PTX."""
+    command = [ptxas, "-v", "-arch=sm_90a", "-o", os.devnull]
     return "".join(subprocess.run([*command, path], capture_output=True, text=True, check=True).stderr for path in programs)
 
 
@@ -109,7 +118,8 @@ def measure(config, folder: pathlib.Path) -> dict:
     """The report; XLA writes what it compiles to the folder."""
     import jax
 
-    step, shapes = make_step(config, find_gpu())
+    gpu, ptxas = find_gpu(), find_ptxas()
+    step, shapes = make_step(config, gpu)
     began = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=0).lower(*shapes)
     traced = time.perf_counter()
@@ -117,7 +127,7 @@ def measure(config, folder: pathlib.Path) -> dict:
     seconds = {"trace_seconds": traced - began, "compile_seconds": time.perf_counter() - traced}
     sequence = next(folder.glob("*.thunk_sequence.txt")).read_text()
     programs = [path for path in sorted(folder.glob("*.ptx")) if re.search(rf"\.entry ({'|'.join(KERNELS)})", path.read_text())]
-    return seconds | {"jax": jax.__version__, "kernels": read_kernels(run_ptxas(programs), sequence)}
+    return seconds | {"jax": jax.__version__, "kernels": read_kernels(run_ptxas(ptxas, programs), sequence)}
 
 
 def main(argv) -> int:
