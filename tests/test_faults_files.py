@@ -22,7 +22,7 @@ if not os.path.exists("/dev/full"):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(compiled_once):
+def quick():
     """Few images."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch:

@@ -33,7 +33,7 @@ def make_config(*overrides):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(compiled_once):
+def quick():
     """Few images and a shallow network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)

@@ -13,7 +13,10 @@ from benchmarks import damage, kill
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    return kill.train_reference(tmp_path_factory.mktemp("reference"))
+    """With half of the images held out, in every life."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(kill.OVERRIDES, "data.num_validation", 2500)
+        yield kill.train_reference(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture

@@ -159,18 +159,19 @@ def test_the_calibration_error_on_the_page_is_that_of_the_answers(reported, page
 def test_class_maps_add_up_to_the_logits(model_config, variant, head):
     model = create_model(model_config(variant=variant, head=head, kernels="xla"))
     images = normalize(DATA.test.images[:3], DATA.mean, DATA.std)
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
     variables["params"]["head"]["bias"] = np.arange(10.0)
     logits, maps = network.class_maps(model, variables, images)
     assert maps.shape == (3, 8, 8, 10)
     np.testing.assert_allclose(maps.sum((1, 2)), logits, rtol=1e-5, atol=1e-5)  # float32
-    np.testing.assert_allclose(logits, model.apply(variables, images, train=False), rtol=1e-5, atol=1e-5)
+    expected = jax.jit(lambda: model.apply(variables, images, train=False))()
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["strided", "gated"])
 def test_first_kernels_are_those_of_the_variables(model_config, variant):
     model = create_model(model_config(variant=variant, kernels="xla"))
-    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))()
     conv_of = variables["params"]["c1_conv"]["conv"]
     kernel = np.asarray(conv_of["kernel"] if variant == "gated" else conv_of)
     shown = network.first_kernels(variables, model)

@@ -236,7 +236,7 @@ def shallow(w1, w2, w3, w4):
 def test_a_split_is_counted_as_the_host_counts_it(model_config, monkeypatch, batch_size):
     monkeypatch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
     model = create_model(model_config(kernels="xla"))
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()
     step = make_eval_step(model)
     sums = jax.device_get(make_count(step, DATA.test, DATA.mean, DATA.std, batch_size)(variables))
     counts = evaluate(jax.jit(step), variables, DATA.test, DATA.mean, DATA.std)

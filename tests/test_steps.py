@@ -1,5 +1,7 @@
 """The steps: they learn, compile once, average, count what counts, and do the same on two devices as on one."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,12 @@ TX = optax.sgd(0.1, momentum=0.9, nesterov=True)
 
 def network(axis_name=None):
     return Network(LAYERS, CLASSES, axis_name=axis_name)
+
+
+@functools.partial(jax.jit, static_argnames="train")
+def apply(variables, images, *, train):
+    """The logits."""
+    return network().apply(variables, images, train=train, mutable=["batch_stats"])[0]
 
 
 def train_step_of(axis_name=None):
@@ -57,8 +65,7 @@ def test_a_teacher_has_its_share_of_the_objective(start, batch):
     taught = 5 * batch["image"].mean((1, 2))  # of each image, of as many classes as colours
     teacher = Teacher(lambda images: 5 * images.mean((1, 2)), 0.25, 2.0)
     _, sums = jax.jit(make_train_step(network(), TX, label_smoothing=SMOOTHING, teacher=teacher))(start, batch)
-    variables = {"params": start.params, "batch_stats": start.batch_stats}
-    logits, _ = jax.jit(lambda: network().apply(variables, batch["image"], train=True, mutable=["batch_stats"]))()
+    logits = apply({"params": start.params, "batch_stats": start.batch_stats}, batch["image"], train=True)
     labelled = cross_entropy(logits, batch["label"], label_smoothing=SMOOTHING)
     expected = 0.75 * labelled + 0.25 * distillation(logits, taught, 2.0)
     np.testing.assert_allclose(sums["loss"], expected.sum(), rtol=1e-5)
@@ -74,9 +81,7 @@ def test_a_target_is_what_the_loss_is_of_and_the_label_what_is_counted(start, ba
     plain, mixed = step(on_device(start), batch), step(on_device(start), swapped)
     np.testing.assert_allclose(mixed[1]["loss"], plain[1]["loss"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), mixed[0].params, plain[0].params)
-    logits = network().apply(
-        {"params": start.params, "batch_stats": start.batch_stats}, batch["image"], train=True, mutable=["batch_stats"]
-    )[0]
+    logits = apply({"params": start.params, "batch_stats": start.batch_stats}, batch["image"], train=True)
     assert int(mixed[1]["correct"]) == int((logits.argmax(1) == 1).sum())
 
 
@@ -224,7 +229,7 @@ def test_evaluation_counts_nothing_where_the_mask_is_0(eval_step, start, batch, 
     variables, mask = final_variables(start), np.array([1, 0, 1, 0], np.float32)
     images = np.where(mask[:, None, None, None] > 0, batch["image"], np.float32(junk))
     sums = eval_step(variables, {"image": images, "label": batch["label"], "mask": mask})
-    logits = network().apply(variables, batch["image"][::2], train=False)
+    logits = apply(variables, batch["image"][::2], train=False)
     expected = metrics.eval_sums(logits, batch["label"][::2], jnp.ones(2), CLASSES)
     chex.assert_trees_all_close(sums, expected, rtol=1e-5)  # counts exactly; the loss in float32
 
@@ -232,7 +237,7 @@ def test_evaluation_counts_nothing_where_the_mask_is_0(eval_step, start, batch, 
 def test_evaluation_is_of_the_unsmoothed_loss_and_of_each_class(eval_step, start, batch):
     variables = final_variables(start)
     sums = eval_step(variables, batch | {"mask": np.ones(BATCH, np.float32)})
-    log_p = jax.nn.log_softmax(network().apply(variables, batch["image"], train=False))
+    log_p = jax.nn.log_softmax(apply(variables, batch["image"], train=False))
     np.testing.assert_allclose(sums["loss"], -log_p[np.arange(BATCH), batch["label"]].sum(), rtol=1e-5)  # float32
     np.testing.assert_array_equal(sums["class_examples"], [1, 2, 1])
     assert sums["class_correct"].sum() == sums["correct"]

@@ -101,7 +101,7 @@ def shallow_gated(w1, w2, w3, w4):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(compiled_once):
+def quick():
     """Few images and a shallow network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)

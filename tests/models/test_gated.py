@@ -117,7 +117,7 @@ def test_the_kernels_of_a_gpu_make_the_same_layer(channels, features, dtype, tol
     monkeypatch.setattr(gate_kernels, "gated_layer", lambda *args: kernels(*args, True))
     layer, rng = gate("c1_gated", features), np.random.default_rng(0)
     x, grad = (rng.standard_normal((2, 5, 5, size), np.float32) for size in (channels, features))
-    params = gated.Gated(layer, jnp.float32).init(jax.random.key(0), x, train=False)
+    params = jax.jit(lambda: gated.Gated(layer, jnp.float32).init(jax.random.key(0), x, train=False))()
     params = jax.tree.map(lambda p: p + np.float32(0.3) * rng.standard_normal(p.shape, np.float32), params)
     expected = run_layer(layer, jnp.float32, False, params, x, grad)
     got = run_layer(layer, dtype, True, params, x, grad)
