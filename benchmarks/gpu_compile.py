@@ -116,6 +116,7 @@ def run_ptxas(ptxas: pathlib.Path, programs: list[pathlib.Path]) -> str:
 
 def measure(config, folder: pathlib.Path) -> dict:
     """The report; XLA writes what it compiles to the folder."""
+    options = {"xla_dump_to": str(folder), "xla_gpu_autotune_level": 0}
     import jax
 
     gpu, ptxas = find_gpu(), find_ptxas()
@@ -123,7 +124,7 @@ def measure(config, folder: pathlib.Path) -> dict:
     began = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=0).lower(*shapes)
     traced = time.perf_counter()
-    lowered.compile()
+    lowered.compile(compiler_options=options)
     seconds = {"trace_seconds": traced - began, "compile_seconds": time.perf_counter() - traced}
     sequence = next(folder.glob("*.thunk_sequence.txt")).read_text()
     programs = [path for path in sorted(folder.glob("*.ptx")) if re.search(rf"\.entry ({'|'.join(KERNELS)})", path.read_text())]
@@ -135,9 +136,7 @@ def main(argv) -> int:
     parser.add_argument("--config", type=arguments.path, default="configs/record.py", help="chooses the network and the recipe")
     flags, config = parse(parser, argv)
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--xla_dump_to={folder} --xla_dump_hlo_module_re=train_step --xla_gpu_autotune_level=0"
-        # Both are read when JAX starts.
-        os.environ["JAX_PLATFORMS"], os.environ["XLA_FLAGS"] = "cpu", f"{os.environ.get('XLA_FLAGS', '')} {options}"
+        os.environ["JAX_PLATFORMS"] = "cpu"  # read when JAX starts
         report = measure(config, pathlib.Path(folder))
     if not flags.json:
         report |= {

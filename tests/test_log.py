@@ -4,11 +4,13 @@ import json
 import resource
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from cifar_jax.log import SCALARS, RunLog, epoch_line, format_duration
 from cifar_jax.tensorboard import append_scalars, create_events
@@ -96,18 +98,23 @@ def test_when_the_bar_is_shown(tmp_path, monkeypatch, capsys, progress, tty, sho
 
 
 def read_events(folder):
-    """{(step, name): value} of the curves that TensorBoard shows of a folder."""
+    """{(step, name): (value, time)} of the curves that TensorBoard shows of a folder."""
     found = EventAccumulator(str(folder)).Reload()
-    return {(point.step, name): point.value for name in found.Tags()["scalars"] for point in found.Scalars(name)}
+    points = [(name, point) for name in found.Tags()["tensors"] for point in found.Tensors(name)]
+    events = {(point.step, name): (make_ndarray(point.tensor_proto), point.wall_time) for name, point in points}
+    assert len(events) == len(points)  # nothing twice
+    return events
 
 
 def test_tensorboard_shows_the_rows(tmp_path):
     log = make_log(tmp_path, "off", True)
-    rows = [ROW, ROW | {"epoch": 2, "train_loss": 1.5}]
+    rows, began = [ROW, ROW | {"epoch": 2, "train_loss": 1.5}], time.time()
     for row in rows:
         log.write(row, 0)
+    found = read_events(tmp_path / "tensorboard")
     expected = {(row["epoch"], name): np.float32(row[name]) for row in rows for name in SCALARS}
-    assert read_events(tmp_path / "tensorboard") == expected and len(expected) == 14
+    assert {key: value for key, (value, _) in found.items()} == expected and len(expected) == 14
+    assert all(began <= then <= time.time() for _, then in found.values())
 
 
 def test_on_resume_tensorboard_forgets_what_the_checkpoint_does_not_have(tmp_path):
