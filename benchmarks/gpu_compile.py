@@ -116,9 +116,9 @@ def run_ptxas(ptxas: pathlib.Path, programs: list[pathlib.Path]) -> str:
 
 def measure(config, folder: pathlib.Path) -> dict:
     """The report; XLA writes what it compiles to the folder."""
-    options = {"xla_dump_to": str(folder), "xla_gpu_autotune_level": 0}
     import jax
 
+    options = {"xla_dump_to": str(folder), "xla_gpu_autotune_level": 0}
     gpu, ptxas = find_gpu(), find_ptxas()
     step, shapes = make_step(config, gpu)
     began = time.perf_counter()

@@ -32,10 +32,12 @@ def _append(path, events) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    content = io.BytesIO()
+    records = io.BytesIO()
+    writer = RecordWriter(records)
     for fields in events:
-        RecordWriter(content).write(Event(wall_time=time.time(), **fields).SerializeToString())
+        writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+    content = records.getvalue()
     with path.open("ab", buffering=0) as file:
-        written = file.write(content.getbuffer())
-    if written < len(content.getbuffer()):  # a disk that is almost full takes a part and says nothing; what follows is unreadable
+        written = file.write(content)
+    if written < len(content):  # a disk that is almost full takes a part and says nothing; what follows that is unreadable
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

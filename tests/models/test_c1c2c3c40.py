@@ -81,8 +81,7 @@ def test_every_parameter_has_a_finite_gradient_that_is_not_zero(model_config, im
     model = create_model(model_config(variant=variant))
     variables = draw_variables(model)
 
-    # Less optimized code compiles in half the time.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     @jax.grad
     def gradients(params):
         logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])

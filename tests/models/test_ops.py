@@ -63,8 +63,7 @@ def value_and_gradients(function, x, kernel, cotangent):
         y, pull_back = jax.vjp(function, x, kernel)
         return y, *pull_back(cotangent)
 
-    # Compilation is most of the cost here, and less optimized code rounds no worse.
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(x, kernel, cotangent)
+    return jax.jit(run)(x, kernel, cotangent)
 
 
 def draw_arrays(shape, kernel_shape, output, dtype):
