@@ -5,10 +5,11 @@ import json
 import logging
 import os
 import pathlib
+import shlex
 import sys
 
 from cifar_jax import arguments, stopping
-from cifar_jax.errors import InputError, RunError, one_line
+from cifar_jax.errors import InputError, RunError, escape, one_line
 
 BASE = pathlib.Path(__file__).parent / "configs" / "base.py"
 
@@ -213,6 +214,16 @@ def main(argv: list[str]) -> int:
         stopping.ignore()  # ending already
         print(stopping.describe(stopped.args[0]), file=sys.stderr)
         return 128 + stopped.args[0]
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.split(".")[0] in ("cifar_jax", "configs"):
+            raise
+        install = shlex.join([sys.executable, "-m", "pip", "install", "-e", str(BASE.parent.parent)])
+        print(
+            f"error: got a Python without the module {escape(error.name)}, expected one with the dependencies; "
+            f"{escape(install)}, or start another",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:
         return 1  # the reader left: nothing more to say
     return 0

@@ -58,3 +58,13 @@ def test_a_process_of_its_own_says_one_line_too(tmp_path, override):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", ["--config configs/smoke.py", "evaluate --weights base"])
+def test_a_python_without_the_dependencies_says_how_to_install_them(tmp_path, arguments):
+    command = [sys.executable, "-S", str(ROOT / "run.py"), *arguments.split()]  # -S: without site-packages
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: got a Python without the module ") and done.stderr.count("\n") == 1
+    assert f"-m pip install -e {ROOT}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
