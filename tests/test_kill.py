@@ -37,6 +37,7 @@ def test_killed_before_and_amid_saves_and_anywhere_a_run_ends_in_the_same_bytes(
     assert report["signals"] >= 4 and report["mid_save"] >= 2 and report["resumed"] >= 2 and report["finished"] >= 1
 
 
+@pytest.mark.slow  # tests/test_cli.py terminates too, tests/test_train.py amid an epoch
 def test_terminated_amid_a_save_a_run_finishes_it_and_resumes_to_the_same_bytes(moments, tmp_path, reference):
     moments("save", "any")
     report = kill.measure(2, signal.SIGTERM, 1, 0, tmp_path, reference)

@@ -10,6 +10,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from conftest import PLAIN_LOOPS
 
 from benchmarks import scaling
 from cifar_jax import mesh
@@ -54,7 +55,7 @@ for name, more in (("host", []), ("device", mixed)):
 def rows(tmp_path_factory):
     """{(pipeline, devices): [[the numbers of an epoch]]}."""
     command = [sys.executable, "-c", PROGRAM, str(tmp_path_factory.mktemp("runs"))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": PLAIN_LOOPS}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return {(name, devices): found for name, devices, found in map(json.loads, done.stdout.splitlines())}

@@ -28,6 +28,7 @@ OPTIONS = [
     "log.tensorboard=false",
     "checkpoint.every_seconds=0.3",
 ]
+GLOO = set("Gloo Rank is connected to peer ranks Expected number of".split())  # the transport's own lines, which may be mixed up
 NUMBERS = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "eval_examples")
 
 
@@ -120,7 +121,7 @@ def test_two_processes_train_to_the_numbers_of_one_and_only_the_first_writes(alo
     assert group.wait() == [0, 0], group.read("err-0") + group.read("err-1")
     same_numbers(group.rows(), alone.rows())
     assert "4 cpu devices in 2 processes, 125 images of a batch each" in group.read("out-0")
-    assert all(line.startswith("[Gloo]") for line in group.read("out-1").splitlines())  # the transport's own
+    assert set(re.findall("[A-Za-z]+", group.read("out-1"))) <= GLOO
     assert not (group.folder / "none").exists()
     assert (group.workdir / "result.json").exists()
 
