@@ -7,11 +7,13 @@ import pathlib
 import socket
 import time
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
 
 def create_events(folder: pathlib.Path, first_step: int) -> pathlib.Path:
     """Makes a new event file; what earlier files of the folder hold from `first_step` on no longer counts."""
-    from tensorboard.compat.proto.event_pb2 import SessionLog
-
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}"
     while path.exists():  # resumed within a second
@@ -22,16 +24,11 @@ def create_events(folder: pathlib.Path, first_step: int) -> pathlib.Path:
 
 def append_scalars(path: pathlib.Path, step: int, scalars: dict[str, float]) -> None:
     """Adds a point to the curve of each name."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
     points = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
     _append(path, [{"step": step, "summary": Summary(value=points)}])
 
 
 def _append(path, events) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
     records = io.BytesIO()
     writer = RecordWriter(records)
     for fields in events:

@@ -1,6 +1,7 @@
 """Bad flags and config values: one line on stderr that says what was got, expected and to be done; exit code 2."""
 
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -66,5 +67,5 @@ def test_a_python_without_the_dependencies_says_how_to_install_them(tmp_path, ar
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: got a Python without the module ") and done.stderr.count("\n") == 1
-    assert f"-m pip install -e {ROOT}" in done.stderr
+    assert f"-m pip install -e {shlex.quote(str(ROOT))}" in done.stderr
     assert list(tmp_path.iterdir()) == []
