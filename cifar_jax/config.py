@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shlex
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -93,10 +94,13 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
     values = flags.FlagValues()
     argv = ["run.py", f"--config={path}", *overrides]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # reading leaves nothing beside the file
     try:
         values(argv)
     except Exception as error:
         raise InputError(_explain(error, path, overrides, known)) from error
+    finally:
+        sys.dont_write_bytecode = before
     return holder.value.lock()
 
 
