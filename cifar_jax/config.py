@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import shlex
-import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -62,8 +61,8 @@ TYPES = {
 KNOWN = {*RANGES, *CHOICES, *TYPES, "model.widths"}  # and the augment section, which augment.check_augment knows
 
 
-def _run_file(path: str) -> dict:
-    """{key: value} of a config file; raises InputError where it is missing or does not run."""
+def _run_file(path: str) -> ConfigDict:
+    """What get_config() of a config file returns; raises InputError where it is missing or does not run."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a FIFO would be waited for
             raise OSError(errno.EINVAL, "no ordinary file")
@@ -75,7 +74,8 @@ def _run_file(path: str) -> dict:
         config = scope["get_config"]()
         if not isinstance(config, ConfigDict):
             raise TypeError(f"get_config() returned a {type(config).__name__}")
-        return flatten(config)
+        flatten(config)  # raises where a value is missing
+        return config
     except OSError as error:
         raise InputError(f"--config: got {path}, which cannot be read ({error.strerror}); name one of configs/*.py") from error
     except (Exception, SystemExit) as error:  # whatever the file itself raises is bad input, too
@@ -90,30 +90,22 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
 
     Raises InputError for a missing or broken file, an unknown key (with the nearest), or a value of the wrong type.
     """
-    known = _run_file(path)
-    values = flags.FlagValues()
-    argv = ["run.py", f"--config={path}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # reading leaves nothing beside the file
-    try:
-        values(argv)
-    except Exception as error:
-        raise InputError(_explain(error, path, overrides, known)) from error
-    finally:
-        sys.dont_write_bytecode = before
-    return holder.value.lock()
+    return _override(_run_file(path), overrides, path)
 
 
 def with_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """A copy of a config made in memory with overrides --config.key=value; raises InputError like read_config."""
-    values = flags.FlagValues()
-    config = config.copy_and_resolve_references()
-    argv = ["run.py", *overrides]
+    return _override(config.copy_and_resolve_references(), overrides, "the stored config")
+
+
+def _override(config: ConfigDict, overrides: list[str], name: str) -> ConfigDict:
+    """The config itself, locked, with overrides; name: what errors call it."""
+    known, values, argv = flatten(config), flags.FlagValues(), ["run.py", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)  # sets the overrides already
         values(argv)
     except Exception as error:
-        raise InputError(_explain(error, "the stored config", overrides, flatten(config))) from error
+        raise InputError(_explain(error, name, overrides, known)) from error
     return config.lock()
 
 
