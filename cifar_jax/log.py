@@ -6,6 +6,7 @@ import sys
 
 from tqdm import tqdm
 
+from cifar_jax.duration import format_duration
 from cifar_jax.files import replace_file
 from cifar_jax.tensorboard import append_scalars, create_events
 
@@ -20,13 +21,6 @@ SCALARS = (
     "input_wait_fraction",
 )
 SPLIT_NAMES = {"test": "Test set", "validation": "Held-out set"}
-
-
-def format_duration(seconds: float) -> str:
-    """h:mm:ss or mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
 
 
 def epoch_line(row: dict) -> str:

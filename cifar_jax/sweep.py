@@ -9,9 +9,9 @@ from cifar_jax import processes, workdir
 from cifar_jax.config import check_config, to_json
 from cifar_jax.data.dataset import fingerprint
 from cifar_jax.data.sources import load_dataset
+from cifar_jax.duration import format_duration
 from cifar_jax.errors import InputError
 from cifar_jax.jsonfile import write_json
-from cifar_jax.log import format_duration
 from cifar_jax.train import errors_of_writing, train
 
 _RUN = re.compile(r"seed-(0|[1-9]\d*)")

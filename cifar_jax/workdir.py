@@ -13,10 +13,10 @@ import jax
 from cifar_jax import budget
 from cifar_jax.checkpoint import may_differ
 from cifar_jax.config import ANYWHERE, differing_keys, flatten, from_json, to_json
+from cifar_jax.duration import format_duration
 from cifar_jax.errors import InputError
 from cifar_jax.initial import check_same_weights
 from cifar_jax.jsonfile import damaged, read_json, write_json
-from cifar_jax.log import format_duration
 from cifar_jax.models import choose_kernels
 
 LOCK = ".lock"

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from cifar_jax.log import SCALARS, RunLog, epoch_line, format_duration
+from cifar_jax.duration import format_duration
+from cifar_jax.log import SCALARS, RunLog, epoch_line
 from cifar_jax.tensorboard import append_scalars, create_events
 
 ROW = {

@@ -1,6 +1,6 @@
 """The report's page: its sections in order, and the pictures in them."""
 
-from cifar_jax.log import format_duration
+from cifar_jax.duration import format_duration
 from cifar_jax.report import network_sections as network
 from cifar_jax.report import run_sections
 from cifar_jax.report.data import Findings

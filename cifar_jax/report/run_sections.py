@@ -1,7 +1,7 @@
 """Sections of the report on what a run left: goals, comparison, model, curves, config. Each is (parts as HTML, pictures)."""
 
 from cifar_jax.config import flatten
-from cifar_jax.log import format_duration
+from cifar_jax.duration import format_duration
 from cifar_jax.report import figures
 from cifar_jax.report.markup import definitions, figure, paragraph, percent, side_by_side, table
 from cifar_jax.report.runs import read_course_log
