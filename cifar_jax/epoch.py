@@ -59,7 +59,6 @@ def train_epoch(train_step, state, loader, epoch: int, schedule, log, *, mesh=No
     sums, clock = place(sums_from_numbers(start.sums), mesh), timed(start)
     batches = Prefetch(loader.epoch(epoch, start.batches), make_put(mesh))
     first_step, done, pending = (epoch - 1) * loader.steps_per_epoch, start.batches, None
-    add = jax.jit(metrics.add)
 
     def get_progress():
         _check(pending)
@@ -72,7 +71,7 @@ def train_epoch(train_step, state, loader, epoch: int, schedule, log, *, mesh=No
     with log.epoch_bar(epoch, start.batches) as bar:
         for batch in batches:
             state, batch_sums = train_step(state, batch)
-            sums = add(sums, batch_sums)
+            sums = metrics.add(sums, batch_sums)
             _check(pending)
             done, pending = done + 1, batch_sums["loss"]
             if bar.n % 20 == 0 and not bar.disable:
