@@ -8,7 +8,7 @@ import pathlib
 import shlex
 import sys
 
-from cifar_jax import arguments, stopping
+from cifar_jax import allocator, arguments, stopping
 from cifar_jax.errors import InputError, RunError, escape, one_line
 
 BASE = pathlib.Path(__file__).parent / "configs" / "base.py"
@@ -186,6 +186,7 @@ def report_unraisable(unraisable) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
+    allocator.keep_freed_memory()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):  # Orbax logs a traceback of what it then raises as well

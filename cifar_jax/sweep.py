@@ -12,7 +12,7 @@ from cifar_jax.data.sources import load_dataset
 from cifar_jax.duration import format_duration
 from cifar_jax.errors import InputError
 from cifar_jax.jsonfile import write_json
-from cifar_jax.train import errors_of_writing, train
+from cifar_jax.train import train
 
 _RUN = re.compile(r"seed-(0|[1-9]\d*)")
 SUMMARY = "sweep.json"
@@ -44,7 +44,7 @@ def sweep(config, directory: str, seeds: list[int]) -> dict:
     for seed in seeds:
         results[seed] = train(*runs[seed])
         summary = summarize(config, [result for _, result in sorted(results.items()) if result])
-        with errors_of_writing(path):
+        with workdir.errors_of_writing(path):
             write_json(path / SUMMARY, summary)
     return summary
 

@@ -18,7 +18,7 @@ from cifar_jax.data.sources import load_dataset
 from cifar_jax.device import check_device
 from cifar_jax.distill import make_teacher, read_teacher
 from cifar_jax.epoch import Progress, check_finite
-from cifar_jax.errors import InputError, RunError
+from cifar_jax.errors import InputError
 from cifar_jax.initial import describe, read_initial, take_over
 from cifar_jax.log import RunLog
 from cifar_jax.mesh import AXIS, make_mesh, meet, place, split
@@ -39,7 +39,7 @@ def train(config, directory: str | os.PathLike) -> dict:
     several processes (see processes.py) each calls it; the first alone needs the workdir, and all return the same.
     """
     path = pathlib.Path(directory)
-    allocator.keep_freed_memory()
+    allocator.keep_freed_memory()  # for callers from Python
     check_config(config)
     budget.check_budget(config.model, config.budget)
     processes.join(config.parallel)
@@ -77,7 +77,7 @@ def _open_workdir(path, config, digests, *, keep_best):
 
         def open_first():
             nonlocal checkpoints, initial
-            opened.enter_context(errors_of_writing(path))
+            opened.enter_context(workdir.errors_of_writing(path))
             opened.enter_context(workdir.lock(path))
             if result := _finished(path, config):  # another run may have been there while the data was loaded
                 return result
@@ -130,20 +130,6 @@ def _finished(path, config) -> dict | None:
         _logger.warning("%s; made again from the last checkpoint", error)
         return None
     return result
-
-
-@contextlib.contextmanager
-def errors_of_writing(path):
-    """Turns an OSError of what is written below `path` into a RunError."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever read our output has left
-        raise
-    except OSError as error:
-        raise RunError(
-            f"{error.filename or path} cannot be written ({error.strerror}); make room there, then start the same command "
-            "again to resume"
-        ) from error
 
 
 def _run(config, path, dataset, kept, held_out, checkpoints, initial, mesh, teacher) -> dict:

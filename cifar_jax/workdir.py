@@ -14,7 +14,7 @@ from cifar_jax import budget
 from cifar_jax.checkpoint import may_differ
 from cifar_jax.config import ANYWHERE, differing_keys, flatten, from_json, to_json
 from cifar_jax.duration import format_duration
-from cifar_jax.errors import InputError
+from cifar_jax.errors import InputError, RunError
 from cifar_jax.initial import check_same_weights
 from cifar_jax.jsonfile import damaged, read_json, write_json
 from cifar_jax.models import choose_kernels
@@ -140,6 +140,20 @@ def lock(path: pathlib.Path):
         yield
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def errors_of_writing(path):
+    """Turns an OSError of what is written below `path` into a RunError."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever read our output has left
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or path} cannot be written ({error.strerror}); make room there, then start the same command "
+            "again to resume"
+        ) from error
 
 
 def read_result(path: pathlib.Path) -> dict | None:

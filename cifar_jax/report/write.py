@@ -7,7 +7,6 @@ from cifar_jax.evaluate import load_trained
 from cifar_jax.files import replace_file
 from cifar_jax.report.data import find
 from cifar_jax.report.runs import read_runs
-from cifar_jax.train import errors_of_writing
 
 REPORT = "report.html"
 FIGURES = "figures"
@@ -30,7 +29,7 @@ def write_report(directories: list[str], overrides: list[str]) -> str:
     from cifar_jax.report.page import make_page  # importing Matplotlib writes its cache of fonts, which bad input must not
 
     text, pictures = make_page(runs, find(runs[0], trained))
-    with errors_of_writing(path):
+    with workdir.errors_of_writing(path):
         (path / FIGURES).mkdir(exist_ok=True)
         for picture in pictures:
             replace_file(path / FIGURES / f"{picture.name}.png", picture.png)
