@@ -6,7 +6,7 @@ A family gives a list of layers for the budget and a Flax module for the step; M
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.models import blocks, c1c2c3c40, depthwise, gated, native
+from cifar_jax.models import c1c2c3c40, depthwise, native
 from cifar_jax.models.layers import Layer
 
 MODELS = {"c1c2c3c40": c1c2c3c40}
@@ -25,7 +25,7 @@ def describe(model) -> tuple[Layer, ...]:
 def choose_kernels(model) -> tuple[str, str]:
     """What computes the config's network on this machine, and for "xla" what keeps it from better, in a few words, else "".
 
-    "native": native/block.c, on a CPU; "pallas": depthwise.py and gate_kernels.py, on a GPU.
+    "native": native/, on a CPU; "pallas": depthwise.py and gate_kernels.py, on a GPU.
     """
     if model.kernels == "xla":
         return "xla", "model.kernels is xla"
@@ -39,11 +39,9 @@ def choose_kernels(model) -> tuple[str, str]:
 def _why_not_native(model) -> str:
     if jax.default_backend() != "cpu":
         return f"they are for a CPU or a GPU, not for {jax.default_backend()}"
-    if model.dtype not in blocks.REALS:
+    if model.dtype not in native.REALS:
         return f"they do not know {model.dtype}"
-    if any(layer.kind in gated.MODULES for layer in describe(model)):
-        return f"they do not know the layers of {model.variant}"
-    return native.register(blocks.REALS[model.dtype])
+    return native.register(native.REALS[model.dtype])
 
 
 def create_model(model, *, axis_name: str | None = None):

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from cifar_jax.models import ops
+from cifar_jax.models import native, ops
 from cifar_jax.models.norm import EPSILON
 
 
@@ -26,21 +25,12 @@ class Window(NamedTuple):
     depthwise: bool
 
 
-REALS = {"float32": "float", "float64": "double"}
-
-
-def _call(name, results, *arguments, **attributes):
-    x = arguments[0]
-    call = jax.ffi.ffi_call(f"cifar_jax_{name}_{REALS[x.dtype.name]}", results, vmap_method="sequential")
-    return call(*arguments, **{key: np.int64(value) for key, value in attributes.items()})
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def native_apply(x, taps, matrix, gain, offset, window: Window, shortcut: bool):
     """relu(gain * (convolution of x) + offset [+ x]): a block with statistics that are known. Shapes as in native_block."""
     shape = jax.ShapeDtypeStruct(_output_shape(x, matrix, window), x.dtype)
     affine = jnp.stack([gain, offset])
-    return _call("block_apply", shape, x, taps, matrix, affine, shortcut=shortcut, **window._asdict())
+    return native.call("block_apply", shape, x, taps, matrix, affine, shortcut=shortcut, **window._asdict())
 
 
 def _apply_by_xla(window, shortcut, x, taps, matrix, gain, offset):
@@ -77,7 +67,7 @@ def native_block(x, taps, matrix, scale, bias, window: Window, shortcut: bool, a
 def _forward(x, taps, matrix, scale, bias, window, shortcut, axis_name, wants_x=True):
     shape = _output_shape(x, matrix, window)
     shapes = (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct((2, shape[-1]), x.dtype))
-    y, (mean, var) = _call("block_forward", shapes, x, taps, matrix, **window._asdict())
+    y, (mean, var) = native.call("block_forward", shapes, x, taps, matrix, **window._asdict())
     if axis_name:
         square = lax.pmean(var + jnp.square(mean), axis_name)
         mean = lax.pmean(mean, axis_name)
@@ -104,7 +94,7 @@ def _vjp_backward(window, shortcut, axis_name, residuals, cotangents):
     if isinstance(grad, jax.custom_derivatives.SymbolicZero):
         grad = jnp.zeros(grad.shape, grad.dtype)
     gain = scale * inverse
-    sums = _call(
+    sums = native.call(
         "relu_sums",
         jax.ShapeDtypeStruct((2, y.shape[-1]), y.dtype),
         grad,
@@ -120,7 +110,7 @@ def _vjp_backward(window, shortcut, axis_name, residuals, cotangents):
     slope = -gain * inverse * product_mean
     affine = jnp.stack([gain, offset, gain, slope, -gain * grad_mean - slope * mean])
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (matrix, taps, x)]
-    grads = _call(
+    grads = native.call(
         "block_backward",
         shapes if wants_x else shapes[:2],
         grad,

@@ -106,7 +106,7 @@ class Network(nn.Module):
     head: "dense" pools, then maps to the classes; "pointwise" maps each position with a 1x1 convolution, then pools.
     dtype: that of the computation; parameters and statistics are always float32.
     axis_name: the mapped axis (pmap, shard_map) over which batch statistics are averaged.
-    kernels: "xla"; "native", layers by native/block.c, which must be registered, on a CPU, in float32 or float64; or "pallas",
+    kernels: "xla"; "native", layers by native/, which must be registered, on a CPU, in float32 or float64; or "pallas",
     on a GPU. See choose_kernels.
     """
 

@@ -1,4 +1,5 @@
-"""Layers without batch statistics: what the variant `gated` is made of, computed by XLA, or on a GPU by gate_kernels.py.
+"""Layers without batch statistics: what the variant `gated` is made of, computed by XLA, or on a GPU by
+gate_kernels.py and on a CPU by native_gated.py.
 
 A gated layer looks at its input through three windows, normalizes each position over its channels, and multiplies one
 linear map of them by a gate, another one. Source: the block of github.com/xvel/cifar10-tiniest.
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from cifar_jax.models import gate_kernels, ops
+from cifar_jax.models import gate_kernels, native_gated, ops
 
 EPSILON = 1e-5  # PyTorch's
 POOL = 3  # side of the average that precedes the dilated window
@@ -96,7 +97,7 @@ class Gated(nn.Module):
 
     layer: Any
     dtype: Any
-    pallas: bool = False
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -111,8 +112,8 @@ class Gated(nn.Module):
         conv_in = BiasedKernel(name="conv_in")(1, 1, c, 2 * features)
         conv_out = BiasedKernel(name="conv_out")(1, 1, features, features)
         skip = self.param("skip", nn.initializers.ones, (c,)) if c == features else None
-        if self.pallas and all(sizes):
-            return _by_kernels(x, windows, norm, conv_in, conv_out, skip)
+        if self.kernels != "xla" and all(sizes):
+            return _by_kernels(self.kernels, x, windows, norm, conv_in, conv_out, skip)
         windows, conv_in, conv_out, skip = jax.tree.map(lambda p: p.astype(self.dtype), (windows, conv_in, conv_out, skip))
         y = ops.conv_pointwise(normalize_channels(look(x, windows), *norm), conv_in[0]) + conv_in[1]
         y = ops.conv_pointwise(gated_product(y), conv_out[0]) + conv_out[1]
@@ -130,12 +131,15 @@ def look(x, windows: dict):
     return jnp.concatenate(parts, -1)
 
 
-def _by_kernels(x, windows, norm, conv_in, conv_out, skip):
+def _by_kernels(name, x, windows, norm, conv_in, conv_out, skip):
     kernels, biases = zip(*windows.values(), strict=True)
     windows_of = gate_kernels.Windows(tuple(kernel[:, :, 0] for kernel in kernels), biases)
     weights = gate_kernels.Weights(*norm, conv_in[0][0, 0], conv_in[1], conv_out[0][0, 0], conv_out[1], skip)
-    dilations = tuple(WINDOWS[name][1] for name in windows)
-    return gate_kernels.gated_layer(x, windows_of, weights, dilations, functools.partial(ops.average, size=POOL))
+    dilations = tuple(WINDOWS[window][1] for window in windows)
+    if name == "pallas":
+        return gate_kernels.gated_layer(x, windows_of, weights, dilations, functools.partial(ops.average, size=POOL))
+    windows_of, weights = jax.tree.map(lambda p: p.astype(x.dtype), (windows_of, weights))
+    return native_gated.gated_layer(x, windows_of, weights, dilations, POOL)
 
 
 class ConvNorm(nn.Module):
@@ -143,7 +147,7 @@ class ConvNorm(nn.Module):
 
     layer: Any
     dtype: Any
-    pallas: bool = False
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -158,14 +162,14 @@ class SeparableNorm(nn.Module):
 
     layer: Any
     dtype: Any
-    pallas: bool = False
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
         kernel = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1])).astype(self.dtype)
         window = {"stride": spec.stride, "dilation": spec.dilation, "padding": spec.padding}
-        y = ops.conv_depthwise(x, kernel, **window, pallas=self.pallas)
+        y = ops.conv_depthwise(x, kernel, **window, pallas=self.kernels == "pallas")
         kernel, bias = BiasedKernel(self.dtype, name="conv_pw")(1, 1, x.shape[-1], spec.features)
         return normalize_channels(ops.conv_pointwise(y, kernel) + bias, *ChannelScale(name="norm")(spec.features))
 

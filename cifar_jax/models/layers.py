@@ -138,5 +138,5 @@ MODULES = {"conv": Conv, "separable": Separable}
 def make_layer(layer: Layer, dtype: jnp.dtype, axis_name: str | None, kernels: str = "xla") -> nn.Module:
     """The Flax module of a description; kernels: see c1c2c3c40.Network."""
     if layer.kind in gated.MODULES:
-        return gated.MODULES[layer.kind](layer, dtype, kernels == "pallas", name=layer.name)
+        return gated.MODULES[layer.kind](layer, dtype, kernels, name=layer.name)
     return MODULES[layer.kind](layer, dtype, axis_name, kernels, name=layer.name)

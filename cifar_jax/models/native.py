@@ -1,4 +1,4 @@
-"""The functions of native/block.c, compiled for this machine on first use and registered with XLA as `cifar_jax_*` calls.
+"""The functions of native/, compiled for this machine on first use and registered with XLA as `cifar_jax_*` calls.
 
 A compiler is $CC, cc, gcc, clang or the one in the package ziglang (the extra "compiler"). Where there is none the networks
 are computed by XLA alone: the same numbers up to rounding, at less than half the speed on a CPU.
@@ -18,9 +18,11 @@ from pathlib import Path
 
 import jax
 import jaxlib
+import numpy as np
 
 SOURCES = Path(__file__).parent / "native"
-FUNCTIONS = ("block_apply", "block_forward", "relu_sums", "block_backward")
+FUNCTIONS = ("block_apply", "block_forward", "relu_sums", "block_backward", "gated_forward", "gated_backward")
+REALS = {"float32": "float", "float64": "double"}
 # Sums may be taken in any order. Not -ffast-math: a library linked so makes its process round small numbers to zero.
 ORDER = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", *ORDER, "-fPIC", "-shared")
@@ -51,13 +53,13 @@ def build(real: str, cache: Path) -> Path:
     compiler = find_compiler()
     if compiler is None:
         raise FileNotFoundError("no C compiler; install one, or `pip install ziglang`")
-    command = [*compiler, *FLAGS, f"-DREAL={real}", f"-I{jax.ffi.include_dir()}", str(SOURCES / "block.c")]
+    command = [*compiler, *FLAGS, f"-DREAL={real}", f"-I{jax.ffi.include_dir()}", *map(str, sorted(SOURCES.glob("*.c")))]
     parts = [*map(str, command), jaxlib.__version__, _cpu(), *(p.read_text() for p in sorted(SOURCES.iterdir()))]
-    library = cache / f"block-{real}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    library = cache / f"layers-{real}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            output = Path(folder) / "block.so"
+            output = Path(folder) / "layers.so"
             subprocess.run([*command, "-o", output], check=True, capture_output=True, text=True)
             output.rename(library)  # at once: another process may be looking for it
     return library
@@ -82,3 +84,9 @@ def register(real: str) -> str:
     for name in FUNCTIONS:
         jax.ffi.register_ffi_target(f"cifar_jax_{name}_{real}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return ""
+
+
+def call(name: str, results, *arguments, **attributes: int):
+    """The function `name` on arrays, the first of which says of what type the others are; results: their shapes."""
+    call = jax.ffi.ffi_call(f"cifar_jax_{name}_{REALS[arguments[0].dtype.name]}", results, vmap_method="sequential")
+    return call(*arguments, **{key: np.int64(value) for key, value in attributes.items()})

@@ -53,11 +53,6 @@ def test_the_gated_product_of_large_numbers_is_finite(value):
     np.testing.assert_array_equal(pull_back(jnp.ones(1))[0], [2.0, value] if value > 0 else [0.0, 0.0])
 
 
-def test_there_are_no_native_kernels_for_it(model_config):
-    assert choose_kernels(model_config(variant="gated")) == ("xla", "they do not know the layers of gated")
-    assert create_model(model_config(variant="gated")).kernels == "xla"
-
-
 class Gpu:
     def __init__(self, capability):
         self.compute_capability = capability
@@ -86,9 +81,9 @@ def test_without_triton_a_gpu_takes_xla(model_config, monkeypatch):
     assert choose_kernels(model_config(variant="strided")) == ("xla", "this JAX has no Triton")
 
 
-def run_layer(layer, dtype, pallas, params, x, grad):
+def run_layer(layer, dtype, kernels, params, x, grad):
     """(output, gradient of the parameters, gradient of x) of a gated layer."""
-    module = gated.Gated(layer, dtype, pallas)
+    module = gated.Gated(layer, dtype, kernels)
 
     def run(params, x, grad):
         y, pull_back = jax.vjp(lambda params, x: module.apply(params, x, train=True), params, x)
@@ -118,8 +113,8 @@ def test_the_kernels_of_a_gpu_make_the_same_layer(channels, features, dtype, tol
     x, grad = (rng.standard_normal((2, 5, 5, size), np.float32) for size in (channels, features))
     params = jax.jit(lambda: gated.Gated(layer, jnp.float32).init(jax.random.key(0), x, train=False))()
     params = jax.tree.map(lambda p: p + np.float32(0.3) * rng.standard_normal(p.shape, np.float32), params)
-    expected = run_layer(layer, jnp.float32, False, params, x, grad)
-    got = run_layer(layer, dtype, True, params, x, grad)
+    expected = run_layer(layer, jnp.float32, "xla", params, x, grad)
+    got = run_layer(layer, dtype, "pallas", params, x, grad)
     assert got[0].dtype == dtype
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(np.float32(a) - b) <= tolerance * np.linalg.norm(b)

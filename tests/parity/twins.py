@@ -11,7 +11,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cifar_jax import port
-from cifar_jax.models import blocks, native
+from cifar_jax.models import native
 from cifar_jax.models.c1c2c3c40 import VARIANTS, Network
 from configs import base
 
@@ -63,10 +63,8 @@ def make_twins(variant: str, dtype=np.float64, kernels="xla", **changes) -> Twin
     from baselines.model import create_model
 
     config = model_section(variant, **changes)
-    if kernels == "native" and variant == "gated":
-        pytest.skip("there are no native kernels for it")
     if kernels == "native":
-        assert not native.register(blocks.REALS[np.dtype(dtype).name])
+        assert not native.register(native.REALS[np.dtype(dtype).name])
     network = Network(VARIANTS[variant](*config.widths), config.num_classes, config.head, dtype, kernels=kernels)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     rng = np.random.default_rng(0)

@@ -1,42 +1,13 @@
 // A convolution with the batch statistics of its output, and its gradient through normalization, shortcut and relu, as
 // calls from XLA. An image is worked on as a whole: what lies between input and output stays in cache.
 //
-// The images are dealt into GROUPS groups, whatever the number of threads, and each group's sums are added in their order:
-// the result is the same, bit by bit, on any number of threads.
+// The result is the same, bit by bit, on any number of threads: see groups.h.
 
+#include "frame.h"
 #include "fronts.h"
 #include "gemm.h"
+#include "groups.h"
 #include "threads.h"
-
-enum { GROUPS = 32 };
-
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// --- What XLA hands over ------------------------------------------------------------------------------------------
-
-// The first call asks for the version this was built for.
-static int asks_version(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_Metadata_Extension* extension = (XLA_FFI_Metadata_Extension*)frame->extension_start;
-  if (!extension || extension->extension_base.type != XLA_FFI_Extension_Metadata) return 0;
-  XLA_FFI_Metadata* metadata = extension->metadata;
-  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-  return 1;
-}
-
-static const REAL* argument(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->args.args[i])->data; }
-static const int64_t* argument_shape(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->args.args[i])->dims; }
-static REAL* result(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->rets.rets[i])->data; }
-static const int64_t* result_shape(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->rets.rets[i])->dims; }
-
-static int64_t attribute(const XLA_FFI_CallFrame* frame, const char* name) {
-  for (int64_t i = 0; i < frame->attrs.size; i++) {
-    const XLA_FFI_ByteSpan* span = frame->attrs.names[i];
-    if (span->len == strlen(name) && !memcmp(span->ptr, name, span->len))
-      return *(int64_t*)((XLA_FFI_Scalar*)frame->attrs.attrs[i])->value;
-  }
-  abort();  // block.py passes them all
-}
 
 // x: shape of the input, y: of the output.
 static Geometry make_geometry(const XLA_FFI_CallFrame* frame, const int64_t* x, const int64_t* y) {
@@ -55,25 +26,8 @@ static Geometry make_geometry(const XLA_FFI_CallFrame* frame, const int64_t* x, 
   return g;
 }
 
-// --- Weights, laid out for the loops: rows of whole vectors, zeros at their ends -----------------------------------
-
-// matrix (m x n) -> (m x width)
-static REAL* widen(const REAL* matrix, int64_t m, int64_t n, int64_t width) {
-  REAL* wide = calloc(m * width, sizeof(REAL));
-  for (int64_t i = 0; i < m; i++) memcpy(wide + i * width, matrix + i * n, n * sizeof(REAL));
-  return wide;
-}
-
-// matrix (m x n) -> its transpose (n x width)
-static REAL* transpose(const REAL* matrix, int64_t m, int64_t n, int64_t width) {
-  REAL* turned = calloc(n * width, sizeof(REAL));
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < n; j++) turned[j * width + i] = matrix[i * n + j];
-  return turned;
-}
-
 static void make_windows(const Geometry* g, const REAL* x, const REAL* taps, REAL* image, REAL* windows) {
-  pad_image(g, x, image);
+  pad_image(g, x, g->channels, image);
   if (g->depthwise)
     depthwise(g, image, taps, windows);
   else
@@ -139,13 +93,12 @@ static void write_relu(const Forward* f, const REAL* from, const REAL* x, REAL* 
 static void forward_group(void* context, int64_t group) {
   const Forward* f = context;
   const Geometry* g = &f->g;
-  const int64_t groups = min(GROUPS, g->batch);
   REAL* image = scratch(g->image + g->positions * (g->depth_width + g->feature_width) + 2 * g->feature_width);
   REAL* windows = image + g->image;
   REAL* out = windows + g->positions * g->depth_width;
   REAL* sums = out + g->positions * g->feature_width;
   int64_t earlier = 0;
-  for (int64_t n = group * g->batch / groups; n < (group + 1) * g->batch / groups; n++, earlier += g->positions) {
+  for (int64_t n = first_image(group, g->batch); n < first_image(group + 1, g->batch); n++, earlier += g->positions) {
     const REAL* x = f->x + n * g->height * g->width * g->channels;
     REAL* y = f->y + n * g->positions * g->features;
     make_windows(g, x, f->taps, image, windows);
@@ -189,7 +142,7 @@ XLA_FFI_Error* block_forward(XLA_FFI_CallFrame* frame) {
     double mean = 0, squares = 0, earlier = 0;
     for (int64_t group = 0; group < groups; group++) {
       const double* moments = f.moments + group * 2 * features;
-      const double count = ((group + 1) * g->batch / groups - group * g->batch / groups) * g->positions;
+      const double count = (first_image(group + 1, g->batch) - first_image(group, g->batch)) * g->positions;
       const double delta = moments[i] - mean, total = earlier + count;
       mean += delta * count / total;
       squares += moments[features + i] + delta * delta * earlier * count / total;
@@ -244,9 +197,8 @@ static void reduce_one(const Reduction* r, int64_t first, int64_t f, double* sum
 
 static void reduce_group(void* context, int64_t group) {
   const Reduction* r = context;
-  const int64_t groups = min(GROUPS, r->batch);
   double* sums = r->sums + group * 2 * r->features;
-  for (int64_t n = group * r->batch / groups; n < (group + 1) * r->batch / groups; n++) {
+  for (int64_t n = first_image(group, r->batch); n < first_image(group + 1, r->batch); n++) {
     const int64_t first = n * r->positions * r->features;
     int64_t f = 0;
     for (; f + LANES <= r->features; f += LANES)
@@ -328,7 +280,7 @@ static void windows_backward(const Backward* b, int64_t n, const REAL* windows_g
   const Geometry* g = &b->g;
   if (b->gathers) {
     REAL* padded_grad = image_grad + g->height * g->width * g->pixel;
-    pad_image(&b->transposed, windows_grad, padded_grad);
+    pad_image(&b->transposed, windows_grad, g->pixel, padded_grad);
     depthwise(&b->transposed, padded_grad, b->reversed, image_grad);
     write_x_grad(b, n, image_grad, g->width * g->pixel);
     return;
@@ -344,7 +296,7 @@ static void windows_backward(const Backward* b, int64_t n, const REAL* windows_g
 static void backward_group(void* context, int64_t group) {
   const Backward* b = context;
   const Geometry* g = &b->g;
-  const int64_t groups = min(GROUPS, g->batch), windows_size = g->positions * g->depth_width;
+  const int64_t windows_size = g->positions * g->depth_width;
   const int64_t x_size = b->gathers ? g->height * g->width * g->pixel + b->transposed.image : g->image;
   REAL* image = scratch(g->image + 2 * windows_size + g->positions * g->feature_width + x_size);
   REAL* windows = image + g->image;
@@ -353,7 +305,7 @@ static void backward_group(void* context, int64_t group) {
   REAL* image_grad = windows_grad + windows_size;
   REAL* matrix_grad = b->sums + group * (g->depth * g->feature_width + g->kernel * g->kernel * g->pixel);
   REAL* taps_grad = matrix_grad + g->depth * g->feature_width;
-  for (int64_t n = group * g->batch / groups; n < (group + 1) * g->batch / groups; n++) {
+  for (int64_t n = first_image(group, g->batch); n < first_image(group + 1, g->batch); n++) {
     make_windows(g, b->x + n * g->height * g->width * g->channels, b->taps, image, windows);
     normalization_backward(b, n, y_grad);
     gemm(g->depth, g->feature_width, g->positions, windows, 1, g->depth_width, y_grad, g->feature_width, matrix_grad,
@@ -364,16 +316,6 @@ static void backward_group(void* context, int64_t group) {
     if (g->depthwise) taps_backward(g, image, windows_grad, taps_grad);
     if (b->wants_x) windows_backward(b, n, windows_grad, image_grad);
   }
-}
-
-// Adds the groups' sums: rows of `width` numbers, of which n count.
-static void add_groups(REAL* to, const REAL* sums, int64_t groups, int64_t apart, int64_t m, int64_t n, int64_t width) {
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < n; j++) {
-      REAL sum = 0;
-      for (int64_t group = 0; group < groups; group++) sum += sums[group * apart + i * width + j];
-      to[i * n + j] = sum;
-    }
 }
 
 // (grad, y, x, affine, taps, matrix) -> (gradients of the matrix, the taps and, where the attribute asks for it, x)

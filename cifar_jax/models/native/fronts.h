@@ -17,88 +17,119 @@ typedef struct {
   int64_t pixel, line, image, positions, depth_width, feature_width;
 } Geometry;
 
+enum { SPAN = 8 };
+
 INLINE int64_t tap_offset(const Geometry* g, int64_t i, int64_t j) { return i * g->dilation * g->line + j * g->dilation * g->pixel; }
 
-// x (h, w, c) -> the image in scratch.
-static void pad_image(const Geometry* g, const REAL* x, REAL* image) {
+// x (h, w, c) -> the image in scratch; x's positions lie `apart` numbers from each other.
+static void pad_image(const Geometry* g, const REAL* x, int64_t apart, REAL* image) {
   const int64_t edge = g->padding * g->pixel;
   memset(image, 0, (g->padding * g->line) * sizeof(REAL));
   memset(image + g->image - g->padding * g->line, 0, (g->padding * g->line) * sizeof(REAL));
   for (int64_t y = 0; y < g->height; y++) {
     REAL* line = image + (y + g->padding) * g->line;
     memset(line, 0, edge * sizeof(REAL));
-    if (g->pixel == g->channels) {
+    if (g->pixel == g->channels && apart == g->channels) {
       memcpy(line + edge, x, g->width * g->channels * sizeof(REAL));
     } else {
       for (int64_t i = 0; i < g->width; i++) {
         REAL* to = line + edge + i * g->pixel;
-        memcpy(to, x + i * g->channels, g->channels * sizeof(REAL));
+        memcpy(to, x + i * apart, g->channels * sizeof(REAL));
         memset(to + g->channels, 0, (g->pixel - g->channels) * sizeof(REAL));
       }
     }
     memset(line + edge + g->width * g->pixel, 0, edge * sizeof(REAL));
-    x += g->width * g->channels;
+    x += g->width * apart;
   }
 }
 
-// taps: room for k * k; in registers where k is a constant.
-INLINE void depthwise_of(int64_t k, Vector* taps, const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
+// 3 x 3: the taps stay in registers.
+static void depthwise_small(const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
+  enum { K = 3 };
   for (int64_t c = 0; c < g->pixel; c += LANES) {
+    Vector taps[K * K];
 #pragma GCC unroll 9
-    for (int64_t t = 0; t < k * k; t++) taps[t] = load(kernel + t * g->pixel + c);
+    for (int64_t t = 0; t < K * K; t++) taps[t] = load(kernel + t * g->pixel + c);
     for (int64_t y = 0; y < g->rows; y++) {
       const REAL* line = image + y * g->stride * g->line + c;
       REAL* out = windows + y * g->cols * g->pixel + c;
       for (int64_t x = 0; x < g->cols; x++, line += g->stride * g->pixel, out += g->pixel) {
         Vector sum = {0};
-#pragma GCC unroll 9
-        for (int64_t i = 0; i < k; i++)
-#pragma GCC unroll 9
-          for (int64_t j = 0; j < k; j++) sum += load(line + tap_offset(g, i, j)) * taps[i * k + j];
+#pragma GCC unroll 3
+        for (int64_t i = 0; i < K; i++)
+#pragma GCC unroll 3
+          for (int64_t j = 0; j < K; j++) sum += load(line + tap_offset(g, i, j)) * taps[i * K + j];
         store(out, sum);
       }
     }
   }
 }
 
-// kernel: k * k rows of `pixel` numbers.
-static void depthwise(const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
-  Vector taps[g->kernel * g->kernel], nine[9];
-  if (g->kernel == 3)
-    depthwise_of(3, nine, g, image, kernel, windows);
-  else
-    depthwise_of(g->kernel, taps, g, image, kernel, windows);
+// One vector of channels at `span` neighbouring positions, a constant: their sums stay in registers, and a tap is read once.
+INLINE void depthwise_span(int span, const Geometry* g, const REAL* corner, const REAL* kernel, REAL* out) {
+  Vector sums[SPAN] = {0};
+  for (int64_t i = 0; i < g->kernel; i++)
+    for (int64_t j = 0; j < g->kernel; j++, kernel += g->pixel) {
+      const REAL* from = corner + tap_offset(g, i, j);
+      const Vector tap = load(kernel);
+#pragma GCC unroll 8
+      for (int n = 0; n < span; n++) sums[n] += load(from + n * g->stride * g->pixel) * tap;
+    }
+#pragma GCC unroll 8
+  for (int n = 0; n < span; n++) store(out + n * g->pixel, sums[n]);
 }
 
-// sums: as taps of depthwise_of.
-INLINE void taps_backward_of(int64_t k, Vector* sums, const Geometry* g, const REAL* image, const REAL* windows_grad,
-                             REAL* kernel_grad) {
-  for (int64_t c = 0; c < g->pixel; c += LANES) {
-#pragma GCC unroll 9
-    for (int64_t t = 0; t < k * k; t++) sums[t] = load(kernel_grad + t * g->pixel + c);
+static void depthwise_large(const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
+  for (int64_t c = 0; c < g->pixel; c += LANES)
     for (int64_t y = 0; y < g->rows; y++) {
       const REAL* line = image + y * g->stride * g->line + c;
+      REAL* out = windows + y * g->cols * g->pixel + c;
+      int64_t x = 0;
+      for (; x + SPAN <= g->cols; x += SPAN)
+        depthwise_span(SPAN, g, line + x * g->stride * g->pixel, kernel + c, out + x * g->pixel);
+      for (; x < g->cols; x++) depthwise_span(1, g, line + x * g->stride * g->pixel, kernel + c, out + x * g->pixel);
+    }
+}
+
+// kernel: k * k rows of `pixel` numbers.
+static void depthwise(const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {
+  (g->kernel == 3 ? depthwise_small : depthwise_large)(g, image, kernel, windows);
+}
+
+// Row i and the `rows` - 1 after it of a k x k kernel: their sums stay in registers where both are constants.
+INLINE void taps_backward_of(int64_t k, int64_t i, int64_t rows, Vector* sums, const Geometry* g, const REAL* image,
+                             const REAL* windows_grad, REAL* kernel_grad) {
+  kernel_grad += i * k * g->pixel;
+  for (int64_t c = 0; c < g->pixel; c += LANES) {
+#pragma GCC unroll 9
+    for (int64_t t = 0; t < rows * k; t++) sums[t] = load(kernel_grad + t * g->pixel + c);
+    for (int64_t y = 0; y < g->rows; y++) {
+      const REAL* line = image + y * g->stride * g->line + tap_offset(g, i, 0) + c;
       const REAL* grad = windows_grad + y * g->cols * g->pixel + c;
       for (int64_t x = 0; x < g->cols; x++, line += g->stride * g->pixel, grad += g->pixel) {
         const Vector value = load(grad);
 #pragma GCC unroll 9
-        for (int64_t i = 0; i < k; i++)
+        for (int64_t r = 0; r < rows; r++)
 #pragma GCC unroll 9
-          for (int64_t j = 0; j < k; j++) sums[i * k + j] += load(line + tap_offset(g, i, j)) * value;
+          for (int64_t j = 0; j < k; j++) sums[r * k + j] += load(line + tap_offset(g, r, j)) * value;
       }
     }
 #pragma GCC unroll 9
-    for (int64_t t = 0; t < k * k; t++) store(kernel_grad + t * g->pixel + c, sums[t]);
+    for (int64_t t = 0; t < rows * k; t++) store(kernel_grad + t * g->pixel + c, sums[t]);
   }
 }
 
 // Adds to kernel_grad.
 static void taps_backward(const Geometry* g, const REAL* image, const REAL* windows_grad, REAL* kernel_grad) {
-  Vector sums[g->kernel * g->kernel], nine[9];
+  Vector taps[g->kernel], nine[9], seven[7];
   if (g->kernel == 3)
-    taps_backward_of(3, nine, g, image, windows_grad, kernel_grad);
+    taps_backward_of(3, 0, 3, nine, g, image, windows_grad, kernel_grad);
   else
-    taps_backward_of(g->kernel, sums, g, image, windows_grad, kernel_grad);
+    for (int64_t i = 0; i < g->kernel; i++)
+      if (g->kernel == 7)
+        taps_backward_of(7, i, 1, seven, g, image, windows_grad, kernel_grad);
+      else
+        taps_backward_of(g->kernel, i, 1, taps, g, image, windows_grad, kernel_grad);
 }
 
 // Adds to image_grad: each gradient is scattered to the pixels its window saw.

@@ -1,0 +1,50 @@
+// TanhExp, value * tanh(exp(value)) (arXiv:2003.09855), in vectors, to the last bits of a float or a double.
+#pragma once
+
+#include "vectors.h"
+
+typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, (int32_t)0, (int64_t)0)) Integer;
+typedef Integer Integers __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+
+enum { IS_FLOAT = sizeof(REAL) == 4, MANTISSA = IS_FLOAT ? 23 : 52, BIAS = IS_FLOAT ? 127 : 1023, TERMS = IS_FLOAT ? 7 : 13 };
+
+// A compiler that may take sums in any order must not see through this.
+#if defined(__x86_64__)
+#define KEEP(value) __asm__("" : "+v"(value))
+#elif defined(__aarch64__)
+#define KEEP(value) __asm__("" : "+w"(value))
+#else
+#define KEEP(value) __asm__("" : "+m"(value))
+#endif
+
+INLINE Vector choose(Integers condition, Vector yes, Vector no) {
+  return (Vector)((condition & (Integers)yes) | (~condition & (Integers)no));
+}
+
+// exp(x) as scale * (1 + rest), for x from -86 to 88: scale is a power of 2, |rest| < 0.42. A NaN gives a rest of NaN.
+INLINE void split_exp(Vector x, Vector* scale, Vector* rest) {
+  enum { OFFSET = 128 };  // makes what is cut off to an integer positive
+  const Integers power = __builtin_convertvector(x * (REAL)1.4426950408889634 + (REAL)(OFFSET + 0.5), Integers) - OFFSET;
+  const Vector r = x - __builtin_convertvector(power, Vector) * (REAL)0.6931471805599453;
+  Vector sum = splat(1);
+#pragma GCC unroll 16
+  for (int n = TERMS; n > 1; n--) sum = 1 + sum * r * (REAL)(1.0 / n);  // Taylor's series
+  *rest = sum * r;
+  *scale = (Vector)((power + BIAS) << MANTISSA);
+}
+
+// exp(value), limited to where tanh of it is 1, and tanh(exp(value)).
+INLINE void tanh_exp(Vector value, Vector* exp, Vector* factor) {
+  const REAL lowest = -85, highest = 4;  // below, exp is 0 here: a float's would soon be
+  Vector limited = choose((Integers)(value > highest), splat(highest), value), scale, rest;
+  limited = choose((Integers)(limited < lowest), splat(lowest), limited);
+  split_exp(limited, &scale, &rest);
+  *exp = choose((Integers)(value < lowest), (Vector){0}, scale + scale * rest);
+  const REAL most = 40;  // tanh(20) is 1
+  const Vector twice = *exp + *exp;
+  split_exp(choose((Integers)(twice > most), splat(most), twice), &scale, &rest);
+  Vector less = scale - 1;
+  KEEP(less);
+  const Vector minus_one = less + scale * rest;  // exp(2 exp(value)) - 1, exact where that is small
+  *factor = minus_one / (minus_one + 2);
+}

@@ -1,0 +1,43 @@
+"""A gated layer and its gradient on a CPU by native/gated.c: what gated.Gated computes, in one pass over memory.
+
+It keeps no more than its input for the gradient, and computes windows and hidden values anew.
+"""
+
+import functools
+
+import jax
+
+from cifar_jax.models import native
+from cifar_jax.models.gate_kernels import Weights, Windows
+
+
+def gated_layer(x, windows: Windows, weights: Weights, dilations: tuple[int, ...], pool: int):
+    """(b, h, w, c) -> (b, h, w, features), all of float32 or of float64; see gate_kernels.gated_layer.
+
+    pool: side of the average that precedes the last window.
+    """
+    # Scale and bias of the norm as part of what follows it: small matrices in place of whole activations.
+    matrix = weights.scale[:, None] * weights.conv_in
+    in_bias = weights.in_bias + weights.bias @ weights.conv_in
+    arguments = [*windows.kernels, *windows.biases, matrix, in_bias, weights.conv_out, weights.out_bias]
+    skip = [] if weights.skip is None else [weights.skip]
+    return _apply([x, *arguments, *skip], dilations, pool)
+
+
+def _attributes(dilations, pool):
+    return {f"dilation_{n}": dilation for n, dilation in enumerate(dilations)} | {"pool": pool}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _apply(arguments, dilations, pool):
+    x, conv_out = arguments[0], arguments[9]
+    shape = jax.ShapeDtypeStruct((*x.shape[:3], conv_out.shape[1]), x.dtype)
+    return native.call("gated_forward", shape, *arguments, **_attributes(dilations, pool))
+
+
+def _backward(dilations, pool, arguments, grad):
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
+    return (native.call("gated_backward", shapes, grad, *arguments, **_attributes(dilations, pool)),)
+
+
+_apply.defvjp(lambda arguments, dilations, pool: (_apply(arguments, dilations, pool), arguments), _backward)

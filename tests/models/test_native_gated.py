@@ -1,0 +1,79 @@
+"""The native kernels of a gated layer equal what XLA computes, in value and in every gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cifar_jax.models import choose_kernels, gated, native
+from cifar_jax.models.layers import gate
+
+if not native.find_compiler():
+    pytest.skip("no C compiler", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    assert native.register("float") == native.register("double") == ""
+
+
+def draw(channels, features, shape, dtype):
+    """Parameters, x and the gradient of the result, none of them trivial."""
+    rng = np.random.default_rng(0)
+    x, grad = (jnp.asarray(rng.standard_normal((*shape, size)), dtype) for size in (channels, features))
+    params = jax.jit(lambda: gated.Gated(gate("t", features), dtype).init(jax.random.key(0), x, train=False))()
+    return jax.tree.map(lambda p: jnp.asarray(p + 0.3 * rng.standard_normal(p.shape), dtype), params), x, grad
+
+
+def make_run(features, kernels):
+    def run(params, x, grad):
+        module = gated.Gated(gate("t", features), x.dtype, kernels)
+        y, pull_back = jax.vjp(lambda params, x: module.apply(params, x, train=True), params, x)
+        return y, *pull_back(grad)
+
+    return jax.jit(run)
+
+
+def check(channels, features, shape, dtype, tolerance):
+    arguments = draw(channels, features, shape, dtype)
+    got, expected = (make_run(features, kernels)(*arguments) for kernels in ("native", "xla"))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == dtype and a.shape == b.shape
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@given(st.integers(4, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 17), st.sampled_from((1, 2, 35)), st.booleans())
+@settings(max_examples=4)
+def test_float64_equals_xla_whatever_the_shape(channels, features, rows, cols, batch, shortcut):
+    """35 images are more than there are groups; up to 153 positions are more than a chunk."""
+    with jax.enable_x64(True):
+        check(channels, channels if shortcut else features, (batch, rows, cols), jnp.float64, 1e-11)
+
+
+@pytest.mark.parametrize("channels, size", [(56, 32), (96, 16)])
+def test_float32_equals_xla_in_the_layers_of_record(channels, size):
+    check(channels, channels, (2, size, size), jnp.float32, 5e-6)  # 40 times float32's epsilon, for sums of up to 2,048
+
+
+def test_large_values_are_finite_and_nan_is_not_hidden():
+    params, x, grad = draw(8, 8, (1, 4, 4), jnp.float32)
+    for factor in (1e4, -1e4):  # of what goes through the gate
+        scaled = jax.tree.map_with_path(lambda path, p, f=factor: p * f if "conv_in" in str(path) else p, params)
+        for a, b in zip(*(jax.tree.leaves(make_run(8, kernels)(scaled, x, grad)) for kernels in ("native", "xla")), strict=True):
+            assert np.isfinite(a).all() and np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)
+    assert np.isnan(make_run(8, "native")(params, x.at[0, 2, 2, 0].set(np.nan), grad)[0][0, 2, 2]).all()
+
+
+def test_the_same_call_gives_the_same_bits():
+    arguments, run = draw(12, 12, (40, 8, 8), jnp.float32), make_run(12, "native")
+    first = run(*arguments)
+    for _ in range(5):
+        jax.tree.map(np.testing.assert_array_equal, run(*arguments), first)
+
+
+def test_the_kernels_are_chosen_for_it_and_fewer_than_four_channels_go_by_xla(model_config):
+    assert choose_kernels(model_config(variant="gated")) == ("native", "")
+    with jax.enable_x64(True):
+        check(3, 4, (2, 5, 5), jnp.float64, 1e-12)
