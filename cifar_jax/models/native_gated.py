@@ -30,8 +30,8 @@ def _attributes(dilations, pool):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _apply(arguments, dilations, pool):
-    x, conv_out = arguments[0], arguments[9]
-    shape = jax.ShapeDtypeStruct((*x.shape[:3], conv_out.shape[1]), x.dtype)
+    x, out_bias = arguments[0], arguments[10]  # in the order of gated_layer
+    shape = jax.ShapeDtypeStruct((*x.shape[:3], len(out_bias)), x.dtype)
     return native.call("gated_forward", shape, *arguments, **_attributes(dilations, pool))
 
 

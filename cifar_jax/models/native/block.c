@@ -16,14 +16,7 @@ static Geometry make_geometry(const XLA_FFI_CallFrame* frame, const int64_t* x, 
                 .kernel = attribute(frame, "kernel"), .stride = attribute(frame, "stride"),
                 .dilation = attribute(frame, "dilation"), .padding = attribute(frame, "padding"),
                 .depthwise = attribute(frame, "depthwise")};
-  g.depth = g.depthwise ? g.channels : g.kernel * g.kernel * g.channels;
-  g.pixel = g.depthwise ? padded(g.channels) : g.channels;
-  g.line = (g.width + 2 * g.padding) * g.pixel;
-  g.image = (g.height + 2 * g.padding) * g.line;
-  g.positions = g.rows * g.cols;
-  g.depth_width = padded(g.depth);
-  g.feature_width = padded(g.features);
-  return g;
+  return with_sizes(g);
 }
 
 static void make_windows(const Geometry* g, const REAL* x, const REAL* taps, REAL* image, REAL* windows) {
@@ -331,8 +324,7 @@ XLA_FFI_Error* block_backward(XLA_FFI_CallFrame* frame) {
   const int64_t apart = g->depth * g->feature_width + taps_count * g->pixel;
   REAL* taps = widen(argument(frame, 4), taps_count, g->channels, g->pixel);
   REAL* turned = transpose(argument(frame, 5), g->depth, g->features, g->depth_width);
-  REAL* reversed = calloc(taps_count * g->pixel, sizeof(REAL));
-  for (int64_t t = 0; t < taps_count; t++) memcpy(reversed + t * g->pixel, taps + (taps_count - 1 - t) * g->pixel, g->pixel * sizeof(REAL));
+  REAL* reversed = reverse(taps, taps_count, g->pixel);
   b.taps = taps, b.reversed = reversed, b.turned = turned, b.x_grad = b.wants_x ? result(frame, 2) : NULL;
   b.sums = calloc(groups * apart, sizeof(REAL));
   parallel(frame, groups, backward_group, &b);

@@ -19,6 +19,18 @@ typedef struct {
 
 enum { SPAN = 8 };
 
+// g with what follows from the rest of it.
+static Geometry with_sizes(Geometry g) {
+  g.depth = g.depthwise ? g.channels : g.kernel * g.kernel * g.channels;
+  g.pixel = g.depthwise ? padded(g.channels) : g.channels;
+  g.line = (g.width + 2 * g.padding) * g.pixel;
+  g.image = (g.height + 2 * g.padding) * g.line;
+  g.positions = g.rows * g.cols;
+  g.depth_width = padded(g.depth);
+  g.feature_width = padded(g.features);
+  return g;
+}
+
 INLINE int64_t tap_offset(const Geometry* g, int64_t i, int64_t j) { return i * g->dilation * g->line + j * g->dilation * g->pixel; }
 
 // x (h, w, c) -> the image in scratch; x's positions lie `apart` numbers from each other.

@@ -39,13 +39,9 @@ typedef struct {
 
 static Geometry make_geometry(const int64_t* x, int64_t channels, int64_t kernel, int64_t dilation) {
   Geometry g = {.batch = x[0], .height = x[1], .width = x[2], .rows = x[1], .cols = x[2], .channels = channels,
-                .features = channels, .depth = channels, .kernel = kernel, .stride = 1, .dilation = dilation,
+                .features = channels, .kernel = kernel, .stride = 1, .dilation = dilation,
                 .padding = dilation * (kernel - 1) / 2, .depthwise = 1};
-  g.positions = g.rows * g.cols;
-  g.pixel = g.depth_width = g.feature_width = padded(channels);
-  g.line = (g.width + 2 * g.padding) * g.pixel;
-  g.image = (g.height + 2 * g.padding) * g.line;
-  return g;
+  return with_sizes(g);
 }
 
 static Window make_window(const XLA_FFI_CallFrame* frame, int64_t at, int64_t number, int64_t first) {
@@ -56,8 +52,7 @@ static Window make_window(const XLA_FFI_CallFrame* frame, int64_t at, int64_t nu
   w.transposed = make_transposed(&w.g);
   w.first = first;
   w.taps = widen(argument(frame, at + KERNELS + number), count, kernel[2], pixel);
-  w.reversed = calloc(count * pixel, sizeof(REAL));
-  for (int64_t t = 0; t < count; t++) memcpy(w.reversed + t * pixel, w.taps + (count - 1 - t) * pixel, pixel * sizeof(REAL));
+  w.reversed = reverse(w.taps, count, pixel);
   w.bias = argument(frame, at + BIASES + number);
   return w;
 }

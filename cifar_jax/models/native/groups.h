@@ -27,6 +27,13 @@ static REAL* transpose(const REAL* matrix, int64_t m, int64_t n, int64_t width) 
   return turned;
 }
 
+// The rows in reverse.
+static REAL* reverse(const REAL* matrix, int64_t rows, int64_t width) {
+  REAL* turned = malloc(rows * width * sizeof(REAL));
+  for (int64_t i = 0; i < rows; i++) memcpy(turned + i * width, matrix + (rows - 1 - i) * width, width * sizeof(REAL));
+  return turned;
+}
+
 // Adds the groups' sums: rows of `width` numbers, of which n count.
 static void add_groups(REAL* to, const REAL* sums, int64_t groups, int64_t apart, int64_t m, int64_t n, int64_t width) {
   for (int64_t i = 0; i < m; i++)
