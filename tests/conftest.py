@@ -18,12 +18,10 @@ SMALL = shapes.make_shapes(60, 20)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little
 jax.config.update("jax_default_matmul_precision", "highest")  # no TF32 where a GPU runs the tests
-# Compiles in two thirds of the time. XLA reads it once, as it starts; the processes that tests start do without. Of a later JAX
-# it would end the process.
+# Compiles in two thirds of the time, here and in the processes that tests start. XLA reads it as it starts; of a later JAX it
+# would end the process.
 PLAIN_LOOPS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("XLA_FLAGS", f"{PLAIN_LOOPS} {os.environ.get('XLA_FLAGS', '')}".strip())
-    jax.devices()
+os.environ["XLA_FLAGS"] = f"{PLAIN_LOOPS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 settings.register_profile("compiling", deadline=None, derandomize=True)  # an example's time is mostly compilation
 settings.load_profile("compiling")

@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
                 "--workdir",
                 str(path),
                 *TINY,
-                "--config.data.num_validation=500",
+                "--config.data.num_validation=4500",
                 "--config.ema.decay=0.9",
             ]
         )
@@ -68,8 +68,8 @@ def test_it_leaves_the_rows_and_results_of_a_run(finished):
         "seconds images_per_second input_wait_fraction"
     )
     assert set(row) == set(documented.split())
-    assert row["eval_split"] == "validation" and row["eval_examples"] == 500
-    assert 0 < row["train_accuracy"] < 1 and row["eval_correct"] == round(row["eval_accuracy"] * 500)
+    assert row["eval_split"] == "validation" and row["eval_examples"] == 4500
+    assert 0 < row["train_accuracy"] < 1 and row["eval_correct"] == round(row["eval_accuracy"] * 4500)
     result = json.loads((finished / "result.json").read_text())
     assert result["framework"] == "pytorch" and "torch" in result["versions"]
     assert result["split"] == "test" and result["correct"] == round(result["accuracy"] * result["examples"])

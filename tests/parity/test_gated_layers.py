@@ -12,7 +12,7 @@ from cifar_jax import port
 from cifar_jax.models import c1c2c3c40, layers
 from tests.parity.test_network import BOUND, torch_pass, training_pass
 from tests.parity.test_training import our_run, torch_run
-from tests.parity.twins import distance, draw_batches, flatten, logits_in_evaluation, make_twins, torch
+from tests.parity.twins import KERNELS, distance, draw_batches, flatten, logits_in_evaluation, make_twins, torch
 
 NUM_STEPS = 6
 OPTIM = ConfigDict({"name": "adamw", "momentum": 0.9, "b2": 0.99, "nesterov": False, "weight_decay": 0.1})
@@ -52,7 +52,7 @@ def test_logits_in_evaluation():
 
 
 def test_logits_of_the_variant_where_widths_stay_and_layers_take_two_turns():
-    twins = make_twins("gated", widths=(4, 4, 8, 8))
+    twins = make_twins("gated", kernels=KERNELS[-1], widths=(4, 4, 8, 8))
     assert [layer.turns for layer in twins.network.layers] == [1, 2, 2, 1, 2, 2]
     ours, theirs = logits_in_evaluation(twins, *draw_batches(1))
     assert theirs.std() > 0.1
@@ -72,7 +72,7 @@ def test_logits_and_the_gradient_of_every_parameter_in_training():
 
 def test_steps_of_adamw_in_float64():
     """1e-8 of a tensor's largest number, at every step, as for SGD in test_training.py."""
-    twins, batches = make_twins("short_gated"), draw_batches(NUM_STEPS)
+    twins, batches = make_twins("short_gated", kernels=KERNELS[-1]), draw_batches(NUM_STEPS)
     runs = (run(twins, batches, NUM_STEPS, OPTIM, SCHEDULE) for run in (our_run, torch_run))
     start = flatten({"params": twins.variables["params"]})
     for ours, theirs in zip(*runs, strict=True):

@@ -18,7 +18,6 @@ from configs import base
 torch = pytest.importorskip("torch")
 
 KERNELS = ("xla", "native") if native.find_compiler() else ("xla",)
-EITHER_KERNELS = pytest.mark.parametrize("kernels", KERNELS)
 # `gated` takes as long to compile as all others: test_gated_layers.py has a short one.
 SLOW = {"gated": pytest.mark.slow}
 ALL_VARIANTS = pytest.mark.parametrize("variant", [pytest.param(name, marks=SLOW.get(name, ())) for name in VARIANTS])
