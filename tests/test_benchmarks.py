@@ -10,11 +10,11 @@ import jax
 import pytest
 from test_train import shallow
 
-from benchmarks import convolutions, gpu_compile, measure, seeds, train_step
+from benchmarks import convolutions, gpu_compile, kernels, measure, seeds, train_step
 from cifar_jax.budget import summarize
 from cifar_jax.config import read_config
 from cifar_jax.errors import InputError
-from cifar_jax.models import c1c2c3c40, ops
+from cifar_jax.models import c1c2c3c40, native, ops
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def test_the_floor_of_a_step_is_three_forward_passes(base, monkeypatch):
     assert least["bytes_s"] == pytest.approx(least["gigabytes"])
 
 
+@pytest.mark.slow
 def test_seeds_mapped_take_the_steps_of_seeds_alone(monkeypatch):
     monkeypatch.setitem(c1c2c3c40.VARIANTS, "early", shallow)
     small = ["--config.model.kernels=xla", "--config.model.widths=(4, 4, 4, 4)", "--config.train.batch_size=4"]
@@ -103,6 +104,23 @@ def test_json_is_one_object_on_the_last_line(capsys):
     assert set(report["sides"]) == {kind + end for kind in kinds for end in ("", " by lax")}
     ours, by_lax = (sum(report["sides"][kind + end]["median"] for kind in kinds) for end in ("", " by lax"))
     assert report["ratio"] == pytest.approx(by_lax / ours)
+
+
+@pytest.mark.skipif(not native.find_compiler(), reason="no C compiler")
+def test_kernels_are_compared_with_those_of_xla(monkeypatch, capsys):
+    monkeypatch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
+    small = ["--config.train.batch_size=2", "--config.model.widths=(4, 4, 4, 4)", "--config.budget.receptive_field=8"]
+    kernels.main(["--repeats", "1", "--json", *small])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    names = {f"{what}, {which}" for what in ("evaluation", "training") for which in ("native", "xla")}
+    assert names == set(report["sides"]) == set(report["compile_seconds"])
+    ours, xla = (report["sides"][f"training, {which}"]["median"] for which in ("native", "xla"))
+    assert report["ratio"] == pytest.approx(xla / ours)
+
+
+def test_where_there_are_no_others_there_is_nothing_to_compare():
+    with pytest.raises(InputError, match="model.kernels is xla"):
+        kernels.main(["--config.model.kernels=xla"])
 
 
 def test_augmentation_is_compared_with_albumentations(capsys):

@@ -41,7 +41,7 @@ overrides = ["train.batch_size=16", "train.epochs=2", "log.tensorboard=false", "
 overrides += ["budget.receptive_field=5"]
 mixed = ["augment.backend=device", "augment.mixup.p=0.5", "augment.cutmix.p=0.5"]
 for name, more in (("host", []), ("device", mixed)):
-    for devices in (1, 2, 8):
+    for devices in (1, 8):
         flags = [f"--config.{{text}}" for text in (*overrides, *more, f"parallel.devices={{devices}}")]
         folder = pathlib.Path(sys.argv[1], f"{{name}}-{{devices}}")
         train.train(read_config("configs/smoke.py", flags), folder)
@@ -60,12 +60,11 @@ def rows(tmp_path_factory):
     return {(name, devices): found for name, devices, found in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("pipeline", ["host", "device"])
-def test_several_devices_train_to_the_numbers_of_one(rows, pipeline, devices):
+def test_eight_devices_train_to_the_numbers_of_one(rows, pipeline):
     """Eight steps in float32: the sums of a batch are added in another order, which each step makes more of."""
-    np.testing.assert_allclose(rows[pipeline, devices], rows[pipeline, 1], rtol=1e-3)
-    losses = np.array(rows[pipeline, devices])[:, 0]
+    np.testing.assert_allclose(rows[pipeline, 8], rows[pipeline, 1], rtol=1e-3)
+    losses = np.array(rows[pipeline, 8])[:, 0]
     assert losses[1] < losses[0]  # they learn
     assert rows["host", 1] != rows["device", 1]
 

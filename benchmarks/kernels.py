@@ -1,0 +1,87 @@
+"""Evaluation and training of a batch by the kernels that this machine has for the network, against XLA's alone.
+
+python -m benchmarks.kernels [--config configs/base.py] [--json]; ratio = XLA's time of a training step over ours. Those kernels
+are C on a CPU, for float32 and float64, and Pallas on a GPU; --config.train.batch_size sets how many images there are.
+
+Latest result: see README.md here, for record.
+"""
+
+import time
+
+import jax
+import numpy as np
+
+from benchmarks import measure
+from benchmarks.train_step import draw_batch, floor
+from cifar_jax import allocator
+from cifar_jax.config import with_overrides
+from cifar_jax.errors import InputError
+from cifar_jax.models import choose_kernels, create_model
+from cifar_jax.optim import make_optimizer, make_schedule
+from cifar_jax.state import create_state
+from cifar_jax.steps import make_eval_step, make_train_step
+
+
+def choose_both(config) -> dict:
+    """{kernels: the config that gives them}, XLA's last."""
+    kernels, reason = choose_kernels(config.model)
+    if kernels == "xla":
+        raise InputError(f"model: XLA's kernels are all that it has here ({reason}), expected others to compare them with")
+    return {kernels: config, "xla": with_overrides(config, ["--config.model.kernels=xla"])}
+
+
+def compile_steps(config, kernels: str) -> tuple[dict, dict]:
+    """({"evaluation, KERNELS": a function that evaluates a batch, "training, KERNELS": one that makes a step}, the seconds that
+    each took to trace and compile)."""
+    model = create_model(config.model)
+    tx = make_optimizer(config.optim, make_schedule(config.schedule, 10_000))
+    options = {"label_smoothing": config.train.label_smoothing, "ema_decay": config.ema.decay}
+    state = create_state(model, tx, config.seed, with_ema=config.ema.decay > 0)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    batch = jax.device_put(draw_batch(config))
+    masked = batch | {"mask": np.ones(config.train.batch_size, np.float32)}
+    steps = {
+        "evaluation": (make_eval_step(model), variables, masked),
+        "training": (make_train_step(model, tx, **options), state, batch),
+    }
+    sides, seconds = {}, {}
+    for name, (step, *arguments) in steps.items():
+        began = time.perf_counter()
+        compiled = jax.jit(step).lower(*arguments).compile()
+        seconds[f"{name}, {kernels}"] = round(time.perf_counter() - began, 1)
+        sides[f"{name}, {kernels}"] = lambda run=compiled, given=arguments: jax.block_until_ready(run(*given))
+    return sides, seconds
+
+
+def main(argv):
+    flags, config = measure.parse(measure.make_parser(__doc__), argv)
+    allocator.keep_freed_memory()  # as training does
+    sides, compilation, both = {}, {}, choose_both(config)
+    for kernels, chosen in both.items():
+        compiled, took = compile_steps(chosen, kernels)
+        sides, compilation = sides | compiled, compilation | took
+    least = floor(config)
+    size, bound = config.train.batch_size, max(least["flops_s"], least["bytes_s"])
+    seconds = measure.in_turn(sides, flags.repeats)
+    summaries = measure.summarize(seconds)
+    ours = next(iter(both))
+    ratios = {
+        f"{what}, xla over {ours}": measure.ratio(seconds, f"{what}, {ours}", f"{what}, xla")
+        for what in ("evaluation", "training")
+    }
+    report = {
+        "benchmark": "kernels",
+        "machine": measure.machine(),
+        "network": f"{config.model.variant} {tuple(config.model.widths)}, batch {size}, {config.model.dtype}",
+        "compile_seconds": compilation,
+        "images_per_second": {name: round(size / s["median"]) for name, s in summaries.items()},
+        "floor": {"training": round(size / bound), "evaluation": round(3 * size / bound)},  # images a second
+        "sides": summaries,
+        "ratios": ratios,
+        "ratio": ratios[f"training, xla over {ours}"]["median"],
+    }
+    measure.show(report, flags.json)
+
+
+if __name__ == "__main__":
+    measure.run(main)
