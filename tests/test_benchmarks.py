@@ -15,6 +15,7 @@ from cifar_jax.budget import summarize
 from cifar_jax.config import read_config
 from cifar_jax.errors import InputError
 from cifar_jax.models import c1c2c3c40, native, ops
+from cifar_jax.models.layers import conv
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +109,8 @@ def test_json_is_one_object_on_the_last_line(capsys):
 
 @pytest.mark.skipif(not native.find_compiler(), reason="no C compiler")
 def test_kernels_are_compared_with_those_of_xla(monkeypatch, capsys):
-    monkeypatch.setitem(c1c2c3c40.VARIANTS, "strided", shallow)
-    small = ["--config.train.batch_size=2", "--config.model.widths=(4, 4, 4, 4)", "--config.budget.receptive_field=8"]
+    monkeypatch.setitem(c1c2c3c40.VARIANTS, "strided", lambda *widths: (conv("c1_conv", 4),))
+    small = ["--config.train.batch_size=2", "--config.budget.receptive_field=3"]
     kernels.main(["--repeats", "1", "--json", *small])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = {f"{what}, {which}" for what in ("evaluation", "training") for which in ("native", "xla")}
