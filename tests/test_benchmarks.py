@@ -115,8 +115,18 @@ def test_kernels_are_compared_with_those_of_xla(monkeypatch, capsys):
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = {f"{what}, {which}" for what in ("evaluation", "training") for which in ("native", "xla")}
     assert names == set(report["sides"]) == set(report["compile_seconds"])
-    ours, xla = (report["sides"][f"training, {which}"]["median"] for which in ("native", "xla"))
-    assert report["ratio"] == pytest.approx(xla / ours)
+    for what in ("evaluation", "training"):
+        ours, xla = (report["sides"][f"{what}, {which}"]["median"] for which in ("native", "xla"))
+        assert report["ratios"][f"{what}, xla over native"]["median"] == pytest.approx(xla / ours)
+        assert report["images_per_second"][f"{what}, native"] == round(2 / ours)
+    assert report["ratio"] == report["ratios"]["training, xla over native"]["median"]
+
+    _, config = measure.parse(measure.make_parser(kernels.__doc__), small)
+    for which, chosen in kernels.choose_both(config).items():
+        steps = kernels.make_steps(chosen)
+        for step, *arguments in steps.values():
+            assert ("cifar_jax_block" in jax.jit(step).lower(*arguments).as_text()) == (which == "native")
+        assert "correct" in jax.eval_shape(*steps["evaluation"]) and jax.eval_shape(*steps["training"])[0].params
 
 
 def test_where_there_are_no_others_there_is_nothing_to_compare():

@@ -118,19 +118,8 @@ def same_numbers(rows, expected):
     assert [row[-1] for row in rows] == [row[-1] for row in expected]
 
 
-def test_two_processes_train_to_the_numbers_of_one_and_only_the_first_writes(alone):
-    group = Group(alone.folder.parent / "two")
-    assert group.wait() == [0, 0], group.read("err-0") + group.read("err-1")
-    same_numbers(group.rows(), alone.rows())
-    assert "4 cpu devices in 2 processes, 125 images of a batch each" in group.read("out-0")
-    assert set(re.findall("[A-Za-z]+", group.read("out-1"))) <= GLOO
-    assert not (group.folder / "none").exists()
-    assert (group.workdir / "result.json").exists()
-
-
-def test_killed_or_stopped_one_of_two_ends_the_other_and_the_run_goes_on_on_any_devices(alone):
-    folder = alone.folder.parent / "interrupted"
-    killed = Group(folder)
+def test_killed_one_of_two_ends_the_other_and_resumed_they_end_in_the_numbers_of_one(alone):
+    killed = Group(alone.folder.parent / "two")
     killed.until_saved()
     killed.children[1].kill()
     began = time.monotonic()
@@ -138,16 +127,27 @@ def test_killed_or_stopped_one_of_two_ends_the_other_and_the_run_goes_on_on_any_
     assert time.monotonic() - began < 30
     assert codes[1] == -signal.SIGKILL and codes[0] != 0
     assert re.search("another (process|task)", killed.read("err-0"))
-    first = killed.last_saved()
 
-    stopped = Group(folder)
-    stopped.until(lambda: stopped.last_saved() > first)
+    group = Group(killed.folder)
+    assert group.wait() == [0, 0], group.read("err-0") + group.read("err-1")
+    same_numbers(group.rows(), alone.rows())
+    assert "resuming" in group.read("out-0")
+    assert "4 cpu devices in 2 processes, 125 images of a batch each" in group.read("out-0")
+    # Only the first has written.
+    assert set(re.findall("[A-Za-z]+", group.read("out-1"))) <= GLOO
+    assert not (group.folder / "none").exists()
+    assert (group.workdir / "result.json").exists()
+
+
+@pytest.mark.slow  # that a state of two devices is restored onto one: tests/test_mesh.py
+def test_stopped_one_of_two_stops_the_other_and_the_run_goes_on_on_any_devices(alone):
+    stopped = Group(alone.folder.parent / "stopped")
+    stopped.until_saved()
     stopped.children[1].send_signal(signal.SIGTERM)
     assert stopped.wait(60) == [143, 143], stopped.read("err-0") + stopped.read("err-1")
-    assert "resuming" in stopped.read("out-0")
 
     # One process on one device restores what four devices of two processes saved, each only a part of a batch theirs.
-    resumed = Group(folder, number=1, devices=1)
+    resumed = Group(stopped.folder, number=1, devices=1)
     assert resumed.wait() == [0], resumed.read("err-0")
     assert "resuming" in resumed.read("out-0")
     same_numbers(resumed.rows(), alone.rows())

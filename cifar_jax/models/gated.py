@@ -14,8 +14,8 @@ from flax import linen as nn
 from jax import lax
 
 from cifar_jax.models import gate_kernels, native_gated, ops
+from cifar_jax.models.norm import EPSILON
 
-EPSILON = 1e-5  # PyTorch's
 POOL = 3  # side of the average that precedes the dilated window
 # name: (side, dilation) of a window; the first part of the channels has none
 WINDOWS = {"conv_near": (3, 1), "conv_wide": (7, 1), "conv_far": (7, 3)}

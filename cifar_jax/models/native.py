@@ -20,6 +20,8 @@ import jax
 import jaxlib
 import numpy as np
 
+from cifar_jax.files import default_cache_dir
+
 SOURCES = Path(__file__).parent / "native"
 FUNCTIONS = ("block_apply", "block_forward", "relu_sums", "block_backward", "gated_forward", "gated_backward")
 REALS = {"float32": "float", "float64": "double"}
@@ -40,9 +42,10 @@ def _cpu() -> str:
     """What -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(next(line for line in lines if line.startswith(key)) for key in ("model name", "flags"))
-    except (OSError, StopIteration):
-        return platform.processor() + platform.machine()
+    except OSError:
+        lines = []
+    keys = ("model name", "flags", "Features", "CPU")  # x86: the first two; ARM: the others
+    return "\n".join([platform.machine(), platform.processor(), *sorted({line for line in lines if line.startswith(keys)})])
 
 
 def build(real: str, cache: Path) -> Path:
@@ -54,27 +57,34 @@ def build(real: str, cache: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("no C compiler; install one, or `pip install ziglang`")
     command = [*compiler, *FLAGS, f"-DREAL={real}", f"-I{jax.ffi.include_dir()}", *map(str, sorted(SOURCES.glob("*.c")))]
-    parts = [*map(str, command), jaxlib.__version__, _cpu(), *(p.read_text() for p in sorted(SOURCES.iterdir()))]
+    parts = [*map(str, command), jaxlib.__version__, _cpu(), *(p.read_text() for p in sorted(SOURCES.glob("*.[ch]")))]
     library = cache / f"layers-{real}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             output = Path(folder) / "layers.so"
-            subprocess.run([*command, "-o", output], check=True, capture_output=True, text=True)
+            subprocess.run([*command, "-o", output], check=True, capture_output=True, text=True, errors="replace")
+            if not output.exists():
+                raise FileNotFoundError(f"{compiler[0]} ended well but made no library")
             output.rename(library)  # at once: another process may be looking for it
     return library
 
 
-def _cache() -> Path:
-    root = os.environ.get("CIFAR_JAX_CACHE") or Path.home() / ".cache" / "cifar_jax"
-    return Path(root) / "native"
+def load(real: str, cache: Path) -> ctypes.CDLL:
+    """The library that build returns, built anew where the one in the cache is damaged; raises what build does."""
+    library = build(real, cache)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        library.unlink()
+        return ctypes.CDLL(str(build(real, cache)))
 
 
 @functools.cache
 def register(real: str) -> str:
     """Makes the calls `cifar_jax_FUNCTION_REAL` known to XLA. Returns what went wrong, in one line, or ""."""
     try:
-        library = ctypes.CDLL(str(build(real, _cache())))
+        library = load(real, Path(default_cache_dir()) / "native")
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines()
         reason = next((line for line in lines if "error:" in line), lines[0] if lines else f"exit code {error.returncode}")

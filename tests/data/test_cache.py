@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cifar_jax.data import cache
-from cifar_jax.data.cache import FOLDER, Arrays, cache_lock, default_cache_dir, read_cache, write_cache
+from cifar_jax.data.cache import FOLDER, Arrays, cache_lock, read_cache, write_cache
+from cifar_jax.files import default_cache_dir
 
 
 @pytest.fixture

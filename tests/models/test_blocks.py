@@ -1,7 +1,6 @@
 """The native kernels equal the convolutions and the normalization that XLA computes, in value and in every gradient."""
 
 import functools
-import subprocess
 
 import chex
 import jax
@@ -178,26 +177,3 @@ def test_the_gradient_of_images_is_left_out_where_nobody_asks():
 
     assert "2x8x8x3x" in grad_shapes((0, 1))
     assert "2x8x8x3x" not in grad_shapes(0)
-
-
-def test_a_second_build_is_the_first_one(tmp_path):
-    first = native.build("float", tmp_path)
-    made = first.stat().st_mtime_ns
-    assert native.build("float", tmp_path) == first
-    assert first.stat().st_mtime_ns == made
-    assert [p.name for p in tmp_path.iterdir()] == [first.name]
-
-
-def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("CC", "false")
-    monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path))
-    with pytest.raises(subprocess.CalledProcessError):
-        native.build("float", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    assert native.register.__wrapped__("float") == "false failed: exit code 1"
-
-
-def test_without_a_compiler_the_reason_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "find_compiler", lambda: None)
-    monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path))
-    assert "pip install ziglang" in native.register.__wrapped__("float")

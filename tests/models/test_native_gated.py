@@ -66,6 +66,21 @@ def test_large_values_are_finite_and_nan_is_not_hidden():
     assert np.isnan(make_run(8, "native")(params, x.at[0, 2, 2, 0].set(np.nan), grad)[0][0, 2, 2]).all()
 
 
+def test_a_value_far_below_zero_closes_whatever_the_gate():
+    params, x, _ = draw(8, 8, (1, 4, 4), jnp.float32)
+    kernel, ones = params["params"]["conv_in"]["kernel"], jnp.ones(8)
+    params["params"]["conv_in"] = {"kernel": 0 * kernel, "bias": jnp.concatenate([-100 * ones, 1e37 * ones])}
+    y = gated.Gated(gate("t", 8), x.dtype, "native").apply(params, x, train=True)
+    np.testing.assert_allclose(y, params["params"]["conv_out"]["bias"] + x * params["params"]["skip"], rtol=1e-5)
+
+
+def test_no_images_have_no_gradient():
+    params, x, grad = draw(8, 8, (1, 4, 4), jnp.float32)
+    y, params_grad, x_grad = make_run(8, "native")(params, x[:0], grad[:0])
+    assert y.shape == x_grad.shape == (0, 4, 4, 8)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(params_grad))
+
+
 def test_the_same_call_gives_the_same_bits():
     arguments, run = draw(12, 12, (40, 8, 8), jnp.float32), make_run(12, "native")
     first = run(*arguments)

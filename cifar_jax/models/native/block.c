@@ -129,7 +129,7 @@ XLA_FFI_Error* block_forward(XLA_FFI_CallFrame* frame) {
   Forward f = {make_geometry(frame, argument_shape(frame, 0), result_shape(frame, 0))};
   const Geometry* g = &f.g;
   const int64_t groups = min(GROUPS, g->batch), features = g->features;
-  f.moments = calloc(groups * 2 * features, sizeof(double));
+  f.moments = zeros(groups * 2 * features, sizeof(double));
   run_forward(frame, &f);
   for (int64_t i = 0; i < features; i++) {
     double mean = 0, squares = 0, earlier = 0;
@@ -210,7 +210,7 @@ XLA_FFI_Error* relu_sums(XLA_FFI_CallFrame* frame) {
   Reduction r = {shape[0], shape[1] * shape[2], shape[3], argument(frame, 0), argument(frame, 1),
                  frame->args.size > 3 ? argument(frame, 3) : NULL, argument(frame, 2)};
   const int64_t groups = min(GROUPS, r.batch);
-  r.sums = calloc(groups * 2 * r.features, sizeof(double));
+  r.sums = zeros(groups * 2 * r.features, sizeof(double));
   parallel(frame, groups, reduce_group, &r);
   for (int64_t f = 0; f < 2 * r.features; f++) {
     double sum = 0;
@@ -326,7 +326,7 @@ XLA_FFI_Error* block_backward(XLA_FFI_CallFrame* frame) {
   REAL* turned = transpose(argument(frame, 5), g->depth, g->features, g->depth_width);
   REAL* reversed = reverse(taps, taps_count, g->pixel);
   b.taps = taps, b.reversed = reversed, b.turned = turned, b.x_grad = b.wants_x ? result(frame, 2) : NULL;
-  b.sums = calloc(groups * apart, sizeof(REAL));
+  b.sums = zeros(groups * apart, sizeof(REAL));
   parallel(frame, groups, backward_group, &b);
   add_groups(result(frame, 0), b.sums, groups, apart, g->depth, g->features, g->feature_width);
   add_groups(result(frame, 1), b.sums + g->depth * g->feature_width, groups, apart, taps_count, g->channels, g->pixel);

@@ -25,5 +25,5 @@ static int64_t attribute(const XLA_FFI_CallFrame* frame, const char* name) {
     if (span->len == strlen(name) && !memcmp(span->ptr, name, span->len))
       return *(int64_t*)((XLA_FFI_Scalar*)frame->attrs.attrs[i])->value;
   }
-  abort();  // block.py passes them all
+  abort();  // blocks.py and native_gated.py pass them all
 }

@@ -16,7 +16,7 @@
 
 enum { WINDOWS = 3, CHUNK = 48 };  // chunk: positions; a multiple of every TILE_ROWS
 enum { X, KERNELS, BIASES = KERNELS + WINDOWS, CONV_IN = BIASES + WINDOWS, IN_BIAS, CONV_OUT, OUT_BIAS, SKIP };
-static const REAL EPSILON = 1e-5;
+static const REAL EPSILON = 1e-5;  // norm.py's
 
 // --- Shapes, and weights laid out for the loops ---------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ static Layer make_layer(const XLA_FFI_CallFrame* frame, int64_t at) {
   const Geometry* last = &l.windows[WINDOWS - 1].g;
   l.average = make_geometry(x, last->channels, attribute(frame, "pool"), 1);
   const int64_t count = l.average.kernel * l.average.kernel;
-  l.box = calloc(count * last->pixel, sizeof(REAL));
+  l.box = zeros(count * last->pixel, sizeof(REAL));
   for (int64_t i = 0; i < count * last->pixel; i++) l.box[i] = (REAL)1 / count;
   l.conv_in = widen(argument(frame, at + CONV_IN), 2 * l.channels, l.hidden, l.hidden_width);
   l.in_bias = widen(argument(frame, at + IN_BIAS), 2, l.hidden, l.hidden_width);
@@ -172,6 +172,13 @@ static void normalize(const Layer* l, int64_t n, int64_t first, int64_t count, c
   }
 }
 
+// value * factor, which is small where the value is far below 0, before the gate multiplies it: value * gate might overflow.
+INLINE Vector active(Vector value, Vector factor) {
+  Vector product = value * factor;
+  KEEP(product);
+  return product;
+}
+
 static void gate(const Layer* l, int64_t count, const Scratch* s) {
   const int64_t h = l->hidden_width;
   for (int64_t i = 0; i < h; i += LANES) {
@@ -181,7 +188,7 @@ static void gate(const Layer* l, int64_t count, const Scratch* s) {
       const Vector value = load(hidden) + value_bias;
       Vector exp, factor;
       tanh_exp(value, &exp, &factor);
-      store(s->gated + p * h + i, value * factor * (load(hidden + h) + gate_bias));
+      store(s->gated + p * h + i, active(value, factor) * (load(hidden + h) + gate_bias));
     }
   }
 }
@@ -296,10 +303,10 @@ static void gate_backward(const Layer* l, int64_t count, const Scratch* s) {
       const Vector value = load(hidden) + value_bias, gate = load(hidden + h) + gate_bias, grad = load(gated);
       Vector exp, factor;
       tanh_exp(value, &exp, &factor);
-      const Vector slope = factor + value * exp * (1 - factor * factor);
-      store(gated, value * factor * gate);
+      const Vector slope = factor + value * exp * (1 - factor * factor), kept = active(value, factor);
+      store(gated, kept * gate);
       store(hidden, grad * gate * slope);
-      store(hidden + h, grad * value * factor);
+      store(hidden + h, grad * kept);
     }
   }
 }
@@ -400,7 +407,7 @@ XLA_FFI_Error* gated_backward(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
   Backward b = {make_layer(frame, 1), argument(frame, 0), result(frame, X)};
   b.apart = sums_size(&b.layer);
-  b.sums = calloc(min(GROUPS, b.layer.batch) * b.apart, sizeof(REAL));
+  b.sums = zeros(min(GROUPS, b.layer.batch) * b.apart, sizeof(REAL));
   parallel(frame, min(GROUPS, b.layer.batch), backward_group, &b);
   REAL* memory = b.sums;
   const Sums sums = make_sums(&b.layer, &memory);

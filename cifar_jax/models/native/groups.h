@@ -14,14 +14,14 @@ static int64_t first_image(int64_t group, int64_t batch) { return group * batch 
 // Weights have rows of whole vectors, zeros at their ends.
 // matrix (m x n) -> (m x width)
 static REAL* widen(const REAL* matrix, int64_t m, int64_t n, int64_t width) {
-  REAL* wide = calloc(m * width, sizeof(REAL));
+  REAL* wide = zeros(m * width, sizeof(REAL));
   for (int64_t i = 0; i < m; i++) memcpy(wide + i * width, matrix + i * n, n * sizeof(REAL));
   return wide;
 }
 
 // matrix (m x n) -> its transpose (n x width)
 static REAL* transpose(const REAL* matrix, int64_t m, int64_t n, int64_t width) {
-  REAL* turned = calloc(n * width, sizeof(REAL));
+  REAL* turned = zeros(n * width, sizeof(REAL));
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = 0; j < n; j++) turned[j * width + i] = matrix[i * n + j];
   return turned;
@@ -29,7 +29,7 @@ static REAL* transpose(const REAL* matrix, int64_t m, int64_t n, int64_t width) 
 
 // The rows in reverse.
 static REAL* reverse(const REAL* matrix, int64_t rows, int64_t width) {
-  REAL* turned = malloc(rows * width * sizeof(REAL));
+  REAL* turned = zeros(rows * width, sizeof(REAL));
   for (int64_t i = 0; i < rows; i++) memcpy(turned + i * width, matrix + (rows - 1 - i) * width, width * sizeof(REAL));
   return turned;
 }

@@ -1,10 +1,13 @@
-// TanhExp, value * tanh(exp(value)) (arXiv:2003.09855), in vectors, to the last bits of a float or a double.
+// TanhExp, value * tanh(exp(value)) (arXiv:2003.09855), in vectors. Relative errors of exp and tanh, for values from -85 to 4:
+// 3 units in the last place of a float, 14 of a double; 43 where the machine has no fused multiply-add, most of them below -30.
 #pragma once
 
 #include "vectors.h"
 
 typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, (int32_t)0, (int64_t)0)) Integer;
 typedef Integer Integers __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, (uint32_t)0, (uint64_t)0)) Unsigned;
+typedef Unsigned Naturals __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 enum { IS_FLOAT = sizeof(REAL) == 4, MANTISSA = IS_FLOAT ? 23 : 52, BIAS = IS_FLOAT ? 127 : 1023, TERMS = IS_FLOAT ? 7 : 13 };
 
@@ -24,8 +27,9 @@ INLINE Vector choose(Integers condition, Vector yes, Vector no) {
 // exp(x) as scale * (1 + rest), for x from -86 to 88: scale is a power of 2, |rest| < 0.42. A NaN gives a rest of NaN.
 INLINE void split_exp(Vector x, Vector* scale, Vector* rest) {
   enum { OFFSET = 128 };  // makes what is cut off to an integer positive
-  const Integers power = __builtin_convertvector(x * (REAL)1.4426950408889634 + (REAL)(OFFSET + 0.5), Integers) - OFFSET;
-  const Vector r = x - __builtin_convertvector(power, Vector) * (REAL)0.6931471805599453;
+  const Integers shifted = __builtin_convertvector(x * (REAL)1.4426950408889634 + (REAL)(OFFSET + 0.5), Integers);
+  const Naturals power = (Naturals)shifted - OFFSET;  // unsigned: a NaN's may be any
+  const Vector r = x - __builtin_convertvector((Integers)power, Vector) * (REAL)0.6931471805599453;
   Vector sum = splat(1);
 #pragma GCC unroll 16
   for (int n = TERMS; n > 1; n--) sum = 1 + sum * r * (REAL)(1.0 / n);  // Taylor's series
@@ -35,7 +39,7 @@ INLINE void split_exp(Vector x, Vector* scale, Vector* rest) {
 
 // exp(value), limited to where tanh of it is 1, and tanh(exp(value)).
 INLINE void tanh_exp(Vector value, Vector* exp, Vector* factor) {
-  const REAL lowest = -85, highest = 4;  // below, exp is 0 here: a float's would soon be
+  const REAL lowest = -85, highest = 4;  // exp of less is taken for 0: for -88 a float's is no normal number
   Vector limited = choose((Integers)(value > highest), splat(highest), value), scale, rest;
   limited = choose((Integers)(limited < lowest), splat(lowest), limited);
   split_exp(limited, &scale, &rest);

@@ -42,9 +42,10 @@ static int64_t count_threads(const XLA_FFI_CallFrame* frame) {
 
 // body(context, 0 ... count - 1), in any order, on this thread and the pool's; returns when all are done.
 static void parallel(const XLA_FFI_CallFrame* frame, int64_t count, Body* body, void* context) {
+  if (count < 1) return;
   int64_t helpers = count_threads(frame) - 1;
   if (helpers > count - 1) helpers = count - 1;
-  Loop* loop = malloc(sizeof *loop);
+  Loop* loop = zeros(1, sizeof *loop);
   *loop = (Loop){body, context, count};
   atomic_store(&loop->holders, helpers + 2);
   for (int64_t i = 0; i < helpers; i++) {

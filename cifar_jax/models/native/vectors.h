@@ -36,5 +36,12 @@ INLINE Vector where_positive(Vector condition, Vector value) {
 }
 INLINE Vector splat(REAL value) { return value - (Vector){0}; }
 
+// `count` times `size` bytes of zeros; where there is no memory the process ends.
+static void* zeros(int64_t count, size_t size) {
+  void* memory = calloc(count, size);
+  if (!memory && count) abort();
+  return memory;
+}
+
 // Channels rounded up to whole vectors: the width of a row in scratch memory.
 INLINE int64_t padded(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
