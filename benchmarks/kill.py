@@ -74,6 +74,7 @@ def catch_saving(process: subprocess.Popen, workdir: pathlib.Path, limit: float)
         wait_for(process, lambda: is_saving(workdir), deadline - time.monotonic())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # the last of its threads may still run
             if is_saving(workdir):  # not done in the meantime
                 return
             os.killpg(process.pid, signal.SIGCONT)

@@ -21,11 +21,12 @@ def reference(tmp_path_factory):
 
 @pytest.fixture
 def moments(monkeypatch):
-    """A function that sets the moments of the lives to come, in place of random ones."""
+    """A function that sets the moments of the lives to come, in place of random ones. The last stays, for lives that end before
+    their moment comes."""
 
     def set_moments(*names):
         left = list(names)
-        monkeypatch.setattr(random.Random, "choices", lambda self, *_: [left.pop(0) if left else "any"])
+        monkeypatch.setattr(random.Random, "choices", lambda self, *_: [left.pop(0) if left[1:] else left[0]])
 
     return set_moments
 

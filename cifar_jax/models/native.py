@@ -76,7 +76,7 @@ def load(real: str, cache: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library))
     except OSError:
-        library.unlink()
+        library.unlink(missing_ok=True)  # another process may have done it
         return ctypes.CDLL(str(build(real, cache)))
 
 
