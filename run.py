@@ -170,7 +170,7 @@ def data(flags, overrides):
     config.check_config(settings)
     with stopping.interruptible():
         dataset = load_dataset(settings.data.source, settings.data.dir)
-    checked = "every digest matches" if dataset.verified else "accepted by name, no digests to match"
+    checked = "every digest matches" if dataset.verified else "no digests to match"
     show(
         f"{len(dataset.train)} training and {len(dataset.test)} test images of {len(dataset.classes)} classes from "
         f"{dataset.source}; {checked}; in {dataset.path or 'memory'}"

@@ -24,7 +24,7 @@ from cifar_jax.config import check_config, read_config, to_json
 from cifar_jax.data.augment import check_host
 from cifar_jax.data.dataset import split_training
 from cifar_jax.data.sources import load_dataset
-from cifar_jax.errors import InputError, RunError, one_line
+from cifar_jax.errors import InputError, RunError
 from cifar_jax.jsonfile import write_json
 from cifar_jax.log import RunLog
 
@@ -260,15 +260,10 @@ def main(argv):
     a_path = {"type": arguments.path}
     parser.add_argument("--config", required=True, metavar="FILE", help="a config file, such as configs/base.py", **a_path)
     parser.add_argument("--workdir", metavar="DIR", help="a new folder; default runs/NAME_torch", **a_path)
-    try:
-        flags, overrides = arguments.parse(parser, argv)
-        config = read_config(flags.config, overrides)
-        train(config, pathlib.Path(flags.workdir or f"runs/{pathlib.Path(flags.config).stem}_torch"))
-    except (InputError, RunError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+    flags, overrides = arguments.parse(parser, argv)
+    config = read_config(flags.config, overrides)
+    train(config, pathlib.Path(flags.workdir or f"runs/{pathlib.Path(flags.config).stem}_torch"))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(arguments.run(main, sys.argv[1:]))

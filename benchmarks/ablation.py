@@ -6,18 +6,18 @@ One row is the config as it is, each other leaves one ingredient out; all train 
 benchmarks.speedrun does. An accuracy is a mean with the half width of its 95 % interval (Student's t). Not for choosing:
 that is done on held-out images (--config.data.num_validation=5000).
 
-Latest result: README; 16 minutes a row of 3 on 2 CPU cores (Xeon), warm-up included.
+Latest result: README; 13 to 20 minutes a row of 3 on one CPU core (Xeon), another row beside, warm-up not counted.
 """
 
 import math
+import sys
 
 import jax
 from scipy import stats
 
 from benchmarks import measure
 from benchmarks.speedrun import Speedrun, check, describe, summarize
-from cifar_jax import allocator
-from cifar_jax.arguments import path, whole
+from cifar_jax import allocator, arguments
 from cifar_jax.config import check_config, with_overrides
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.device import check_device
@@ -56,8 +56,8 @@ def run_row(name: str, config, dataset, runs: int) -> dict:
 def make_parser():
     """The flags of this command."""
     parser = measure.make_plain_parser(__doc__)
-    parser.add_argument("--config", type=path, default="configs/fast.py", help="what is trained")
-    parser.add_argument("--runs", type=whole(1), default=3, help="how many seeds a row")
+    parser.add_argument("--config", type=arguments.path, default="configs/fast.py", help="what is trained")
+    parser.add_argument("--runs", type=arguments.whole(1), default=3, help="how many seeds a row")
     parser.add_argument("--rows", default=",".join(ROWS), help="which rows, separated by commas; default all of them")
     return parser
 
@@ -86,4 +86,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measure.run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

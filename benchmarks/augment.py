@@ -7,18 +7,20 @@ each image. Ours, kornia and torchvision run on the GPU where there is one; Albu
 loader's workers multiply it by their number). kornia and torchvision take part where they can be imported; torchvision
 draws once a call and so goes image by image. ratio = Albumentations' time over ours.
 
-Latest result, 1 CPU core (taskset -c 0; AMD EPYC), Python 3.11.7, jax 0.10.2, base, medians of n = 9: ours 93,166 images/s,
-Albumentations 5,953; ratio 15.6 (quartiles 15.5 - 15.7). On both cores ours makes 147,125, Albumentations in one process 5,939.
+Latest result, 1 CPU core (taskset -c 0; AMD EPYC), Python 3.11.7, jax 0.10.2, base, medians of n = 9: ours 89,640 images/s,
+Albumentations 5,154; ratio 17.2 (quartiles 16.8 - 19.2).
 An earlier state of this code, other work beside, kornia 0.9.0, torchvision 0.28.0: kornia's time over ours 4.8; torchvision's,
 on a busier machine, 24.
 """
 
 import itertools
+import sys
 
 import jax
 import numpy as np
 
 from benchmarks import measure
+from cifar_jax import arguments
 from cifar_jax.data.augment import augment_batch, make_train_transform
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_jax.device_augment import make_device_augment
@@ -131,4 +133,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measure.run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

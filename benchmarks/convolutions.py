@@ -5,14 +5,16 @@ Every convolution of the network runs once, forward and backward, on arrays that
 it. On a GPU the depthwise ones are Pallas kernels; kernels that join convolutions with what follows are in train_step.
 
 Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, base, medians of n = 9, lax's time over ours:
-dense 1.60, depthwise 8.76, pointwise 2.62; all together 5.95. GPU: not measured.
+dense 1.88, depthwise 8.91, pointwise 2.56; all together 6.27. GPU: not measured.
 """
 
 import functools
+import sys
 
 import jax
 
 from benchmarks import measure
+from cifar_jax import arguments
 from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE
 from cifar_jax.models import choose_kernels, describe, gated, ops
 
@@ -99,4 +101,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measure.run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

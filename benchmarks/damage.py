@@ -13,14 +13,14 @@ import collections
 import logging
 import pathlib
 import random
+import sys
 import tempfile
 
 import numpy as np
 
 from benchmarks.kill import train_reference
-from benchmarks.measure import make_plain_parser, print_report, run
-from cifar_jax import manifest
-from cifar_jax.arguments import whole
+from benchmarks.measure import make_plain_parser, print_report
+from cifar_jax import arguments, manifest
 from cifar_jax.checkpoint import find_newest, list_steps
 from cifar_jax.data import cache
 from cifar_jax.errors import InputError
@@ -117,8 +117,8 @@ def measure(run: pathlib.Path, folder: pathlib.Path, flips: int, seed: int) -> d
 
 def main(argv) -> int:
     parser = make_plain_parser(__doc__)
-    parser.add_argument("--flips", type=whole(1), default=200, help="bits flipped, and cuts, of each file")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the places")
+    parser.add_argument("--flips", type=arguments.whole(1), default=200, help="bits flipped, and cuts, of each file")
+    parser.add_argument("--seed", type=arguments.whole(0), default=0, help="of the places")
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="cifar_jax-damage-") as name:
         folder = pathlib.Path(name)
@@ -129,4 +129,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

@@ -15,10 +15,11 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 import time
 
-from benchmarks.measure import make_plain_parser, parse, print_report, run
+from benchmarks.measure import make_plain_parser, parse, print_report
 from cifar_jax import arguments
 from cifar_jax.errors import InputError
 
@@ -147,4 +148,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

@@ -26,9 +26,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from benchmarks.measure import make_plain_parser, print_report, run
-from cifar_jax import manifest
-from cifar_jax.arguments import whole
+from benchmarks.measure import make_plain_parser, print_report
+from cifar_jax import arguments, manifest
 from cifar_jax.weights import load_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -188,10 +187,10 @@ def measure(runs: int, number: signal.Signals, jobs: int, seed: int, folder: pat
 
 def main(argv) -> int:
     parser = make_plain_parser(__doc__)
-    parser.add_argument("--runs", type=whole(1), default=200, help="how many times the signal is sent")
+    parser.add_argument("--runs", type=arguments.whole(1), default=200, help="how many times the signal is sent")
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
-    parser.add_argument("--jobs", type=whole(1), default=1, help="runs at the same time")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the moments")
+    parser.add_argument("--jobs", type=arguments.whole(1), default=1, help="runs at the same time")
+    parser.add_argument("--seed", type=arguments.whole(0), default=0, help="of the moments")
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="cifar_jax-kill-") as name:
         folder = pathlib.Path(name)
@@ -202,4 +201,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

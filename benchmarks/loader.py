@@ -6,13 +6,14 @@ Every side runs the same Compose with the same random stream for each image; rat
 is that Compose in as many processes, which hand nothing over: fraction_of_floor = its time over ours.
 
 Latest result, 2 CPU cores (AMD EPYC), Python 3.11.7, torch 2.13.0+cpu, grain 0.2.18, medians of n = 9:
---workers 2: ours 11,170 images/s, DataLoader 8,411, grain 8,019, Compose alone 11,196; ratio 1.29, fraction of the floor 0.99.
---workers 1: ours 5,873 images/s, DataLoader 4,619, grain 4,256, Compose alone 5,828; ratio 1.29, fraction of the floor 1.03.
+--workers 2: ours 8,406 images/s, DataLoader 6,171, grain 6,450, Compose alone 9,377; ratio 1.37, fraction of the floor 0.92.
+--workers 1: ours 4,636 images/s, DataLoader 3,630, grain 3,693, Compose alone 5,028; ratio 1.32, fraction of the floor 1.00.
 """
 
 import contextlib
 import itertools
 import multiprocessing
+import sys
 
 import numpy as np
 
@@ -162,4 +163,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measure.run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

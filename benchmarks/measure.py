@@ -13,7 +13,7 @@ import numpy as np
 
 from cifar_jax import arguments
 from cifar_jax.config import check_config, read_config
-from cifar_jax.errors import InputError, RunError, one_line
+from cifar_jax.errors import InputError
 
 PACKAGES = ("jax", "torch", "numpy", "albumentations", "grain", "kornia", "torchvision")
 
@@ -46,18 +46,6 @@ def parse(parser: arguments.Parser, argv: list[str]):
                 f"{section}.weights: got {name!r}, expected '': a benchmark trains from the seed alone; leave it out"
             )
     return flags, config
-
-
-def run(main) -> None:
-    """Runs a benchmark's main(argv) as a command: bad input is one line and exit code 2, what breaks off one and 1."""
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"failed: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
 
 
 def in_turn(sides: dict, repeats: int, pause: float = 0.0) -> dict[str, list[float]]:

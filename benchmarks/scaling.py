@@ -4,9 +4,9 @@ python -m benchmarks.scaling [--config configs/base.py] [--json]; ratio = plain 
 process's time over twice that of two that share the same batch, `exchange_ms` what two take beyond one with half the batch.
 docs/scaling.md has the model of many devices, `model` below.
 
-Latest result, 2 CPU cores (Xeon), Python 3.11.7, jax 0.10.2: plain 83.3 ms, split 86.9 ms, ratio 0.97 (0.95 to 1.00, n = 15);
-one process on one core 147 ms, two on a core each 211 ms, 137 of them in 26 exchanges; efficiency 0.35 (0.33 to 0.42, n = 3).
-GPU: not measured.
+Latest result, --repeats 15, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2: plain 82.4 ms, split 83.8 ms, ratio 0.98 (0.95
+to 1.00, n = 15); one process on one core 145 ms, two on a core each 473 ms, 400 of them in 26 exchanges; efficiency 0.16 (0.15
+to 0.16, n = 3). On a Xeon these were 147, 211 and 137 ms; 0.35. GPU: not measured.
 """
 
 import json
@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh
 
 from benchmarks import measure
 from benchmarks.train_step import draw_batch
-from cifar_jax import allocator, processes
+from cifar_jax import allocator, arguments, processes
 from cifar_jax.budget import FLOAT_BYTES, summarize
 from cifar_jax.config import read_config
 from cifar_jax.errors import RunError
@@ -161,4 +161,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measure.run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

@@ -4,17 +4,19 @@ python -m benchmarks.seeds [--config configs/fast.py] [--seeds 4] [--json]; rati
 the faster way by vmap: above 1 a sweep would gain by vmap. By the kernels that the machine has, and by XLA's alone; Pallas
 kernels cannot be mapped.
 
-Latest result, 2 CPU cores (Xeon), Python 3.11.7, jax 0.10.2, fast, 4 seeds, a step of one, medians of n = 3: native kernels 58 ms
-one after the other, 95 ms by vmap; XLA's 114 and 111 ms. Ratio 0.60 (0.54 to 0.62): a sweep gains nothing. GPU: not measured.
+Latest result, --repeats 3, 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, fast, 4 seeds, a step of one, medians of
+n = 3: native kernels 64 ms one after the other, 88 ms by vmap; XLA's 116 and 119 ms. Ratio 0.73 (0.73 to 0.73): a sweep gains
+nothing. GPU: not measured.
 """
+
+import sys
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import measure
 from benchmarks.train_step import draw_batch
-from cifar_jax import allocator
-from cifar_jax.arguments import whole
+from cifar_jax import allocator, arguments
 from cifar_jax.config import with_overrides
 from cifar_jax.models import choose_kernels, create_model
 from cifar_jax.optim import make_optimizer, make_schedule
@@ -77,7 +79,7 @@ def make_sides(config, num_seeds: int) -> dict:
 def main(argv):
     parser = measure.make_parser(__doc__)
     parser.set_defaults(config="configs/fast.py")
-    parser.add_argument("--seeds", type=whole(1), default=4, help="how many")
+    parser.add_argument("--seeds", type=arguments.whole(1), default=4, help="how many")
     flags, config = measure.parse(parser, argv)
     allocator.keep_freed_memory()  # as training does
     seconds = measure.in_turn(make_sides(config, flags.seeds), flags.repeats)
@@ -97,4 +99,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measure.run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

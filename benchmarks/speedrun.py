@@ -12,6 +12,7 @@ Latest result: see configs/fast.py.
 
 import pathlib
 import statistics
+import sys
 import time
 import types
 
@@ -20,8 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import measure
-from cifar_jax import allocator
-from cifar_jax.arguments import path, whole
+from cifar_jax import allocator, arguments
 from cifar_jax.budget import check_budget
 from cifar_jax.config import RANGES, to_json
 from cifar_jax.data.dataset import split_training
@@ -110,9 +110,9 @@ def describe(benchmark: str, flags, config) -> dict:
 def make_parser():
     """The flags of this command."""
     parser = measure.make_plain_parser(__doc__)
-    parser.add_argument("--config", type=path, default="configs/fast.py", help="what is trained")
-    parser.add_argument("--runs", type=whole(1), default=5, help="how many seeds")
-    parser.add_argument("--seed", type=whole(0), default=0, help="the first")
+    parser.add_argument("--config", type=arguments.path, default="configs/fast.py", help="what is trained")
+    parser.add_argument("--runs", type=arguments.whole(1), default=5, help="how many seeds")
+    parser.add_argument("--seed", type=arguments.whole(0), default=0, help="the first")
     return parser
 
 
@@ -137,4 +137,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measure.run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

@@ -4,8 +4,10 @@ import argparse
 import os
 import re
 import shlex
+import signal
+import sys
 
-from cifar_jax.errors import InputError
+from cifar_jax.errors import InputError, RunError, one_line
 
 # What argparse says, and the same in the words of our other messages.
 _REWORDED = (
@@ -13,6 +15,7 @@ _REWORDED = (
     (r"argument (\S+): ignored explicit argument (.*)", r"\1: got the value \2, expected none"),
     (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", r"\1: got \2, expected one of \3"),
     (r"argument (\S+): got (.*)", r"\1: got \2"),
+    (r"the following arguments are required: VERB", "got no VERB, expected one, or --config FILE to train"),
     (r"the following arguments are required: (.*)", r"got no \1, expected it"),
     (r"unrecognized arguments: (.*)", r"\1: unknown argument"),
 )
@@ -37,6 +40,21 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]):
                 f"{shlex.quote(text)}: unknown argument; see {parser.prog}{verb} --help; overrides are --config.key=value"
             )
     return flags, overrides
+
+
+def run(main, argv: list[str]) -> int:
+    """main(argv) as a command, and its exit code: bad input is one line and 2, what breaks off one and 1, Ctrl-C one and 130."""
+    try:
+        return main(argv) or 0
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def path(text: str) -> str:

@@ -108,6 +108,7 @@ def _check_same_config(config) -> None:
 def _begin(path, config) -> dict | None:
     """The result of a finished run, or None once the workdir is found fit for a run."""
     if result := _finished(path, config):
+        _logger.info("%s holds this run, finished; to train anew name another --workdir", path)
         return result
     workdir.check_writable(path)
     if not list_steps(path / "checkpoints"):

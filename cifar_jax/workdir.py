@@ -20,6 +20,7 @@ from cifar_jax.jsonfile import damaged, read_json, write_json
 from cifar_jax.models import choose_kernels
 
 LOCK = ".lock"
+MOST_NAMED = 5  # keys that a refusal quotes
 log = logging.getLogger("cifar_jax")
 
 
@@ -62,6 +63,8 @@ def check(path: pathlib.Path, config) -> None:
         raise InputError(f"{checkpoints}: got a file, expected a folder; move it away or choose another --workdir")
     differing = [key for key in differing_keys(read_config(path), config) if not may_differ(key.split()[0])]
     if differing:
+        if (more := len(differing) - MOST_NAMED) > 0:
+            differing[MOST_NAMED:] = [f"and {more} more"]
         raise InputError(
             f"--workdir: {path} holds a run made with another config: {', '.join(differing)}; "
             "use the same values or another --workdir"

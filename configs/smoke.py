@@ -1,8 +1,8 @@
 """The whole job in about a minute, offline: ten classes of procedural shapes drawn by the package itself.
 
 Command: python run.py --config configs/smoke.py
-Cost: 2 CPU cores (Xeon 2.6 GHz, quiet): 27 seconds from start to end. One GPU: not measured.
-Score: 99.3 % of 1,000 test images, n = 1.
+Cost: 2 CPU cores (AMD EPYC): 24 seconds from start to end. One GPU: not measured.
+Score: 97.6 % of 1,000 test images, n = 1.
 """
 
 from configs import base

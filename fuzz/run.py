@@ -8,7 +8,11 @@ Anything but an InputError ends it with a crash, whose input is written to crash
 import sys
 import tempfile
 
-import atheris
+try:
+    import atheris
+except ModuleNotFoundError:
+    print('error: got a Python without atheris, expected one with it; pip install -e ".[fuzz]"', file=sys.stderr)
+    sys.exit(2)
 
 with atheris.instrument_imports(include=["cifar_jax", "json", "numpy.lib", "ml_collections"]):
     from cifar_jax.errors import InputError

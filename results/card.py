@@ -6,11 +6,13 @@ python results/card.py base [NAME ...]    evaluates the test images and writes c
 import csv
 import pathlib
 import sys
+from argparse import RawDescriptionHelpFormatter
 
 import cv2
 import jax
 import numpy as np
 
+from cifar_jax import arguments
 from cifar_jax.budget import summarize
 from cifar_jax.data.augment import normalize
 from cifar_jax.data.sources import load_dataset
@@ -142,8 +144,10 @@ the 10,000 test images, without test-time augmentation.
 """
 
 
-def main(names: list[str]) -> None:
-    for name in names:
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(prog="python results/card.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=sorted(path.stem for path in COMMITTED.glob("*.safetensors")))
+    for name in parser.parse_args(argv).names:
         weights = load_weights(name)
         dataset = load_dataset(weights.config.data.source, "")
         card = format_card(name, weights, measure(make_predict(weights), dataset.test))
@@ -151,4 +155,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(arguments.run(main, sys.argv[1:]))

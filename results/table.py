@@ -12,6 +12,10 @@ import math
 import pathlib
 import statistics
 import sys
+from argparse import RawDescriptionHelpFormatter
+
+from cifar_jax import arguments, workdir
+from cifar_jax.errors import InputError
 
 RUNS = pathlib.Path(__file__).parent / "runs.csv"
 BENCHMARKS = pathlib.Path(__file__).parent / "benchmarks.jsonl"
@@ -38,7 +42,7 @@ ABLATED = {
     "alternation": "mirrored by chance instead of in turns",
     "translation": "no translation",
     "smoothing": "no label smoothing",
-    "muon": "SGD in place of Muon, at the rate that is best for 12 epochs",
+    "muon": "SGD in place of Muon, at the rate of its 12 epochs",
     "nesterov": "momentum without Nesterov's",
     "decay": "no weight decay",
     "warm-up": "no warm-up",
@@ -138,7 +142,8 @@ def format_speed(reports: list[dict]) -> str:
     lines.append(line(f"an epoch of {epoch['epoch']}", epoch, seconds["ours"], seconds["torch"]))
     memory = {name: f"{value:,} MB" for name, value in epoch["peak_memory_mb"].items()}
     times = f"{epoch['peak_memory_ours_over_torch']} times theirs"
-    lines.append(f"| peak memory of a training process and its worker | {memory['ours']} | {memory['torch']} | {times} |")
+    what = f"peak memory of a training process and its worker, medians of {epoch['peak_memory_n']}"
+    lines.append(f"| {what} | {memory['ours']} | {memory['torch']} | {times} |")
     return "\n".join(lines) + "\n"
 
 
@@ -190,16 +195,28 @@ def updated_readme(text: str, rows: list[dict], reports: list[dict]) -> str:
     return text
 
 
-def main(workdirs: list[str]) -> None:
+def read_cifar10(folder: pathlib.Path) -> dict:
+    """result.json of a finished run; raises InputError where there is none, or of other images than CIFAR-10's."""
+    result = workdir.read_finished(str(folder))
+    if (source := result["config"]["data"]["source"]) in ("folder", "shapes"):
+        raise InputError(f"{folder}: got a run on data.source={source}, expected one on CIFAR-10, as all rows are; leave it out")
+    return result
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(prog="python results/table.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="*", metavar="WORKDIR", type=arguments.path, help="the folder of a finished run")
+    workdirs = parser.parse_args(argv).workdirs
     rows = read_rows()
-    for workdir in map(pathlib.Path, workdirs):
-        name = workdir.parent.name.removesuffix("-sweep") if workdir.name.startswith("seed-") else workdir.name
-        row = to_row(name, json.loads((workdir / "result.json").read_text()))
+    for folder in map(pathlib.Path, workdirs):
+        name = folder.parent.name.removesuffix("-sweep") if folder.name.startswith("seed-") else folder.name
+        row = to_row(name, read_cifar10(folder))
         row = {key: str(value) for key, value in row.items()}
         rows = [r for r in rows if any(r[key] != row[key] for key in ("config", "seed", "epochs", "device", "kernels"))] + [row]
+        print(f"{folder}: a row of {row['config']}, seed {row['seed']}, {row['epochs']} epochs, in {RUNS.name} and {README.name}")
     write_rows(rows)
     README.write_text(updated_readme(README.read_text(), rows, read_benchmarks()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(arguments.run(main, sys.argv[1:]))

@@ -1,5 +1,6 @@
 """Bad input to the PyTorch twin and to the benchmarks: one line on stderr, exit code 2, nothing written, as run.py has it."""
 
+import functools
 import importlib
 import os
 import pathlib
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks import measure
+from cifar_jax import arguments
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -23,9 +24,7 @@ def run_benchmark(name, monkeypatch):
 
     def main(argv):
         monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *argv])
-        with pytest.raises(SystemExit) as ended:
-            measure.run(module.main)
-        return ended.value.code
+        return arguments.run(module.main, argv)
 
     return main
 
@@ -109,7 +108,7 @@ def test_flags_of_one_benchmark(benchmark_refused, name, argv, said):
 @pytest.fixture
 def twin_refused(refused):
     baseline = pytest.importorskip("baselines.train")
-    return lambda *argv: refused(*argv, main=baseline.main)
+    return lambda *argv: refused(*argv, main=functools.partial(arguments.run, baseline.main))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +155,14 @@ def test_workdirs_of_the_twin(twin_refused, tmp_path, name):
     (tmp_path / "dangling").symlink_to("nosuch")
     line = twin_refused("--config", SMOKE, "--config.train.batch_size=30", "--workdir", name)
     assert f"--workdir: got {name}, " in line and "; name another" in line
+
+
+def test_ctrl_c_ends_a_command_in_one_line(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert arguments.run(main, []) == 130
+    assert capsys.readouterr() == ("", "stopped by SIGINT\n")
 
 
 @pytest.mark.parametrize("command", ["baselines.train --config nosuch.py", "benchmarks.loader --workers 7"])

@@ -1,6 +1,7 @@
 """The command line from end to end: one run that is stopped twice, resumed, finished, and then asked about."""
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -129,10 +130,12 @@ def test_closing_summary_names_totals_and_every_class(journey):
     assert f"({result['correct']}/1000)" in out and all(f"  {name} " in out for name in result["per_class_accuracy"])
 
 
-def test_a_finished_run_is_reported_not_trained_again(finished, answer):
+def test_a_finished_run_is_reported_not_trained_again(finished, answer, caplog):
+    caplog.set_level(logging.INFO, "cifar_jax")
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     text = answer("--config", SMOKE, "--workdir", finished, *EASY)
     assert "Test accuracy" in text and "Epoch 1/2" not in text
+    assert f"{finished} holds this run, finished" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 

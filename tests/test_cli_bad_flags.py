@@ -76,7 +76,7 @@ def test_a_word_that_is_no_flag(refused, verb, word):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], ["VERB", "--help"]),
+        ([], ["VERB", "--config FILE to train", "--help"]),
         (["-x"], ["VERB", "--help"]),
         ([""], ["''", "expected one of", "train", "--help"]),
         (["tarin"], ["'tarin'", "expected one of", "train", "--help"]),

@@ -1,6 +1,7 @@
 """A folder with an unfinished run: what is refused leaves every byte and every time of its files as they were."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 import run
+from cifar_jax import arguments
 from cifar_jax.data import shapes, sources
 from cifar_jax.log import RunLog
 from cifar_jax.models import c1c2c3c40
@@ -154,5 +156,5 @@ def test_other_commands_on_the_folder(refused, unfinished, argv, said):
 
 def test_the_pytorch_twin_in_the_same_folder(refused, unfinished):
     baseline = pytest.importorskip("baselines.train")
-    line = refused("--config", SMOKE, "--workdir", unfinished, main=baseline.main)
+    line = refused("--config", SMOKE, "--workdir", unfinished, main=functools.partial(arguments.run, baseline.main))
     assert "expected a new or empty folder" in line

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -36,6 +37,25 @@ def test_links_lead_to_files(path):
 def test_keys_of_the_config_exist(path):
     keys = re.findall(r"--config\.([a-z_0-9.]*[a-z_0-9])", path.read_text())
     assert set(keys) <= flatten(base.get_config()).keys()
+
+
+def find_runs(text: str) -> list[tuple[str, str]]:
+    """(workdir, config and the overrides that a run keeps) of each command that trains."""
+    lines = re.findall(r"python (?:run\.py|-m baselines\.train) --config[^\n`]*", text.replace("\\\n", " "))
+    found = []
+    for words in (shlex.split(line, comments=True) for line in lines):
+        name, suffix = pathlib.Path(words[words.index("--config") + 1]).stem, "_torch" * (words[1] == "-m")
+        workdir = words[words.index("--workdir") + 1] if "--workdir" in words else f"runs/{name}{suffix}"
+        kept = [word for word in words if word.startswith("--config.") and not word.startswith("--config.parallel.")]
+        if "parallel.process_id=1" not in " ".join(words):  # which needs no workdir
+            found.append((workdir, " ".join([name + suffix, *sorted(kept)])))
+    return found
+
+
+def test_no_command_trains_in_the_folder_of_another():
+    runs = {run for path in PAGES for run in find_runs(path.read_text())}
+    workdirs = [workdir for workdir, _ in runs]
+    assert len(runs) > 15 and sorted(run for run in runs if workdirs.count(run[0]) > 1) == []
 
 
 OTHERS = {"configs/NAME.py", "configs/short.py", "benchmarks/NAME.py"}  # what a reader puts there

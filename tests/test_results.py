@@ -1,7 +1,14 @@
 """The README's tables are what the files in results/ say."""
 
+import functools
 import importlib.util
 import pathlib
+import shutil
+
+import pytest
+
+from cifar_jax import arguments
+from cifar_jax.jsonfile import write_json
 
 ROOT = pathlib.Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("table", ROOT / "results" / "table.py")
@@ -25,6 +32,42 @@ def test_the_latest_report_of_each_benchmark_is_shown():
     reports = table.read_benchmarks()
     old = [{**report, "peak_memory_mb": {"ours": 1, "torch": 1}} for report in reports if report["benchmark"] == "epoch"]
     assert table.format_speed(old + reports) == table.format_speed(reports) != table.format_speed(reports + old)
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """results/table.py on files of the test's own, as a function of its arguments that returns the exit code."""
+    for name in ("RUNS", "README"):
+        monkeypatch.setattr(table, name, shutil.copy(getattr(table, name), tmp_path / getattr(table, name).name))
+    return functools.partial(arguments.run, table.main)
+
+
+def write_run(folder, source):
+    sizes = {"parameters": 89386, "receptive_field": 83, "epochs": 2, "train_seconds": 60.0, "device": "cpu: 2 cores, X"}
+    counts = {"train_accuracy": 0.9, "accuracy": 0.86, "correct": 8600, "examples": 10000, "loss": 0.5}
+    config = {"data": {"source": source}}
+    result = {"seed": 7, "config": config, "versions": {}, "kernels": "native", "per_class_accuracy": {"cat": 0.86}}
+    folder.mkdir()
+    write_json(folder / "result.json", result | sizes | counts)
+    return str(folder)
+
+
+def test_a_finished_run_becomes_a_row_and_is_said(tables, tmp_path, capsys):
+    assert tables([write_run(tmp_path / "base", "auto")]) == 0
+    assert "a row of base, seed 7, 2 epochs" in capsys.readouterr().out
+    assert [row["correct"] for row in table.read_rows() if row["seed"] == "7"] == ["8600"]
+    assert "| base | 89,386 | 83 | 2 | 86.00 % (8600 of 10000" in table.README.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("none", "holds no finished run"), ("photos", "data.source=folder, expected one on CIFAR-10")]
+)
+def test_no_run_or_one_on_other_images_is_refused(tables, tmp_path, capsys, name, said):
+    write_run(tmp_path / "photos", "folder")
+    before = table.RUNS.read_bytes(), table.README.read_bytes()
+    assert tables([str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
+    assert before == (table.RUNS.read_bytes(), table.README.read_bytes())
 
 
 def test_a_run_whose_time_is_not_known_shows_none():

@@ -31,6 +31,14 @@ def test_a_signal_is_noted_and_raised_where_that_is_asked():
     assert stopped.value.args == (signal.SIGTERM,)
 
 
+def test_a_report_ends_at_its_next_picture():
+    figures = pytest.importorskip("cifar_jax.report.figures")
+    stopping.listen()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(stopping.Stopped):
+        figures.draw_confusion(("a", "b"), [[1, 0], [0, 1]])
+
+
 @pytest.mark.parametrize("number", stopping.NUMBERS)
 def test_interruptible_code_is_left_at_once(number):
     stopping.listen()

@@ -18,7 +18,7 @@ from cifar_jax.data.dataset import Split
 from cifar_jax.jsonfile import read_json
 from cifar_jax.models import c1c2c3c40
 
-FLAGS = ["--config", "configs/smoke.py", *(f"--config.{text}" for text in (*TINY, "augment.backend=device"))]
+FLAGS = ["--config", "configs/smoke.py", *(f"--config.{text}" for text in (*TINY, "augment.backend=device", "data.source=auto"))]
 
 
 @pytest.fixture

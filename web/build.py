@@ -6,8 +6,8 @@ Nothing else of the project needs npm.
 import pathlib
 import shutil
 import subprocess
+import sys
 
-from benchmarks.measure import run
 from cifar_jax import arguments
 from cifar_jax.errors import InputError, RunError
 from web.assets import write_assets
@@ -40,4 +40,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(arguments.run(main, sys.argv[1:]))

@@ -81,6 +81,9 @@ def _existing(directory: str) -> pathlib.Path:
 
 def _read_directory(path: pathlib.Path, source: str, release: Release) -> tuple[Arrays, str, pathlib.Path]:
     """Returns (arrays, route, where exactly) of the first form of CIFAR-10 that lies in `path`; digests are checked."""
+    root = path.parent if path.name == cache.FOLDER else path
+    if source == "auto" and (arrays := cache.read_cache(root, release)) is not None:
+        return arrays, "cache", root / cache.FOLDER
     for form, route in ((formats.BINARY, "archive"), (formats.PYTHON, "archive"), (formats.NPM, "npm")):
         if source not in ("auto", route):
             continue

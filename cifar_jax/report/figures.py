@@ -16,6 +16,7 @@ from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 
+from cifar_jax import stopping
 from cifar_jax.budget import IMAGE_SIZE
 from cifar_jax.errors import escape
 from cifar_jax.report.data import Field
@@ -63,6 +64,7 @@ def draw(name: str, height: float = 1.0):
     def wrap(draw_axes):
         @functools.wraps(draw_axes)
         def drawn(*arguments):
+            stopping.check()  # a picture takes up to a second
             with matplotlib.style.context(["default", STYLE]):
                 figure = Figure(figsize=(WIDTH, height))
                 draw_axes(figure, *arguments)

@@ -89,8 +89,11 @@ def _check_sizes(path: pathlib.Path) -> None:
     """Raises ValueError where the file or its header is longer than that of any network that trains here."""
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if header > MOST_HEADER or path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"a header of {header} bytes in {path.stat().st_size}, at most {MOST_HEADER} in {MOST_BYTES} will do")
+    size = path.stat().st_size
+    if 8 + header > size:
+        raise ValueError("it does not begin as a safetensors file does, or was cut off")
+    if header > MOST_HEADER or size > MOST_BYTES:
+        raise ValueError(f"a header of {header} bytes in {size}, at most {MOST_HEADER} in {MOST_BYTES} will do")
 
 
 def load_weights(name: str) -> Weights:
@@ -135,7 +138,8 @@ def load_weights(name: str) -> Weights:
         reason = " ".join(str(error).split())
         raise InputError(
             f"weights {path}: not a whole weights file of cifar_jax ({type(error).__name__}: {reason}); "
-            "expected what training writes as weights.safetensors"
+            "expected what training writes as weights.safetensors; name another, or repeat the command that trained: it makes a "
+            "damaged one again"
         ) from error
 
 

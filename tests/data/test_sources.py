@@ -65,6 +65,14 @@ def test_a_directory_may_hold_any_form_and_fills_the_cache(small, load, tmp_path
     assert load("auto", "").source == "cache"
 
 
+@pytest.mark.parametrize("name", ["", FOLDER])
+def test_a_directory_may_be_a_cache(small, load, tmp_path, name):
+    load("auto", str(small.write_archive(BINARY, tmp_path).parent))
+    data = load("auto", str(tmp_path / "cache" / name), cache_dir=str(tmp_path / "other"))
+    assert_official(data, small)
+    assert data.source == "cache" and data.path == str(tmp_path / "cache" / FOLDER)
+
+
 def test_a_folder_may_have_any_name(small, load, tmp_path):
     small.write_folder(BINARY, tmp_path).rename(tmp_path / "mine")
     assert_official(load("auto", str(tmp_path / "mine")), small)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from cifar_jax import arguments
 from cifar_jax.data.augment import augment_batch, make_train_transform
 from cifar_jax.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Split
 from configs import smoke
@@ -44,20 +45,8 @@ def finished(tmp_path_factory):
     from baselines.train import main
 
     path = tmp_path_factory.mktemp("torch") / "run"
-    assert (
-        main(
-            [
-                "--config",
-                "configs/smoke.py",
-                "--workdir",
-                str(path),
-                *TINY,
-                "--config.data.num_validation=4500",
-                "--config.ema.decay=0.9",
-            ]
-        )
-        == 0
-    )
+    held_out = ["--config.data.num_validation=4500", "--config.ema.decay=0.9"]
+    assert arguments.run(main, ["--config", "configs/smoke.py", "--workdir", str(path), *TINY, *held_out]) == 0
     return path
 
 
