@@ -71,7 +71,7 @@ def catch_saving(process: subprocess.Popen, workdir: pathlib.Path, limit: float)
     deadline = time.monotonic() + limit
     while process.poll() is None and time.monotonic() < deadline:
         wait_for(process, lambda: is_saving(workdir), deadline - time.monotonic())
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended; what it left, live kills
             os.killpg(process.pid, signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # the last of its threads may still run
             if is_saving(workdir):  # not done in the meantime

@@ -43,7 +43,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]):
 
 
 def run(main, argv: list[str]) -> int:
-    """main(argv) as a command, and its exit code: bad input is one line and 2, what breaks off one and 1, Ctrl-C one and 130."""
+    """main(argv) as a command, and its exit code: bad input is a line and 2, what breaks off one and 1, Ctrl-C one and 130."""
     try:
         return main(argv) or 0
     except InputError as error:

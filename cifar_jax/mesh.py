@@ -31,7 +31,7 @@ def make_mesh(num_devices: int, batch_size: int) -> Mesh | None:
         nearest = min(possible, key=lambda n: abs(n - num_devices))
         each = f" in each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"parallel.devices: got {num_devices}{each} of the {local} there are for batches of {batch_size}, expected a number "
+            f"parallel.devices: got {num_devices}{each} where there are {local}, for batches of {batch_size}, expected a number "
             f"that divides them; set it to {nearest}, or 0 for the most"
         )
     chosen = num_devices or possible[-1]

@@ -108,7 +108,7 @@ def _check_same_config(config) -> None:
 def _begin(path, config) -> dict | None:
     """The result of a finished run, or None once the workdir is found fit for a run."""
     if result := _finished(path, config):
-        _logger.info("%s holds this run, finished; to train anew name another --workdir", path)
+        _logger.info("%s holds this run, finished", path)
         return result
     workdir.check_writable(path)
     if not list_steps(path / "checkpoints"):
@@ -128,7 +128,7 @@ def _finished(path, config) -> dict | None:
     try:
         load_weights(str(path / "weights.safetensors"))
     except InputError as error:
-        _logger.warning("%s; made again from the last checkpoint", error)
+        _logger.warning("%s; made again from the last checkpoint", str(error).partition("; ")[0])  # without what to do
         return None
     return result
 

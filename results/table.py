@@ -136,7 +136,7 @@ def format_speed(reports: list[dict]) -> str:
     for (name, batches), report in latest.items():
         if name == "loader":
             speed = {name: f"{value:,} images/s" for name, value in report["images_per_second"].items()}
-            what = f"loader, batches {batches}; {report['fraction_of_floor']} of Compose alone"
+            what = f"loader, batches {batches}; {report['fraction_of_floor']:.2f} of Compose alone"
             lines.append(line(what, report, speed["ours"], f"{speed['torch']}; grain {speed['grain']}", ["grain"]))
     seconds = {name: f"{side['median']:.2f} s" for name, side in epoch["sides"].items()}
     lines.append(line(f"an epoch of {epoch['epoch']}", epoch, seconds["ours"], seconds["torch"]))
@@ -206,16 +206,19 @@ def read_cifar10(folder: pathlib.Path) -> dict:
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(prog="python results/table.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("workdirs", nargs="*", metavar="WORKDIR", type=arguments.path, help="the folder of a finished run")
-    workdirs = parser.parse_args(argv).workdirs
-    rows = read_rows()
-    for folder in map(pathlib.Path, workdirs):
+    names = parser.parse_args(argv).workdirs
+    rows, added = read_rows(), []
+    for folder in (pathlib.Path(name).resolve() for name in names):
         name = folder.parent.name.removesuffix("-sweep") if folder.name.startswith("seed-") else folder.name
         row = to_row(name, read_cifar10(folder))
         row = {key: str(value) for key, value in row.items()}
         rows = [r for r in rows if any(r[key] != row[key] for key in ("config", "seed", "epochs", "device", "kernels"))] + [row]
-        print(f"{folder}: a row of {row['config']}, seed {row['seed']}, {row['epochs']} epochs, in {RUNS.name} and {README.name}")
+        added.append(
+            f"{folder}: a row of {row['config']}, seed {row['seed']}, {row['epochs']} epochs, in {RUNS.name} and {README.name}"
+        )
     write_rows(rows)
     README.write_text(updated_readme(README.read_text(), rows, read_benchmarks()))
+    print(*added, sep="\n", end="\n" * bool(added))
 
 
 if __name__ == "__main__":

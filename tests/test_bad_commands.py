@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from cifar_jax import arguments
+from cifar_jax.errors import RunError
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -155,6 +156,19 @@ def test_workdirs_of_the_twin(twin_refused, tmp_path, name):
     (tmp_path / "dangling").symlink_to("nosuch")
     line = twin_refused("--config", SMOKE, "--config.train.batch_size=30", "--workdir", name)
     assert f"--workdir: got {name}, " in line and "; name another" in line
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_exit_code_is_what_a_command_returns(returned, code):
+    assert arguments.run(lambda argv: returned, []) == code
+
+
+def test_what_breaks_off_is_one_line_and_exit_code_1(capsys):
+    def main(argv):
+        raise RunError("the disk\nis full")
+
+    assert arguments.run(main, []) == 1
+    assert capsys.readouterr() == ("", "failed: the disk\\nis full\n")
 
 
 def test_ctrl_c_ends_a_command_in_one_line(capsys):

@@ -6,12 +6,19 @@ import pathlib
 import numpy as np
 import pytest
 
+from cifar_jax import arguments
 from cifar_jax.data.dataset import Split
 from cifar_jax.weights import COMMITTED, load_weights
 
 spec = importlib.util.spec_from_file_location("card", pathlib.Path(__file__).parent.parent / "results" / "card.py")
 card = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(card)
+
+
+@pytest.mark.parametrize("argv", [[], ["nosuch"], ["base", "--x"]])
+def test_what_is_no_committed_name_is_refused(argv, capsys):
+    assert arguments.run(card.main, argv) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_what_is_measured_is_counted_over_every_image_of_each_shift():

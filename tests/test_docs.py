@@ -40,22 +40,26 @@ def test_keys_of_the_config_exist(path):
 
 
 def find_runs(text: str) -> list[tuple[str, str]]:
-    """(workdir, config and the overrides that a run keeps) of each command that trains."""
-    lines = re.findall(r"python (?:run\.py|-m baselines\.train) --config[^\n`]*", text.replace("\\\n", " "))
+    """(workdir, what a run there was made by: settings of XLA, config, overrides) of each command that trains."""
+    command = r"(?:XLA_FLAGS=\S+ )?python (?:run\.py(?: sweep)?|-m baselines\.train) --config[^\n`]*"
     found = []
-    for words in (shlex.split(line, comments=True) for line in lines):
-        name, suffix = pathlib.Path(words[words.index("--config") + 1]).stem, "_torch" * (words[1] == "-m")
-        workdir = words[words.index("--workdir") + 1] if "--workdir" in words else f"runs/{name}{suffix}"
-        kept = [word for word in words if word.startswith("--config.") and not word.startswith("--config.parallel.")]
-        if "parallel.process_id=1" not in " ".join(words):  # which needs no workdir
-            found.append((workdir, " ".join([name + suffix, *sorted(kept)])))
+    for line in re.findall(command, text.replace("\\\n", " ")):
+        words = shlex.split(line, comments=True)
+        kind = "-sweep" * ("sweep" in words) + "_torch" * ("baselines.train" in words)
+        name = pathlib.Path(words[words.index("--config") + 1]).stem + kind
+        workdir = words[words.index("--workdir") + 1] if "--workdir" in words else f"runs/{name}"
+        made_by = [
+            w for w in words if w.startswith(("XLA_FLAGS", "--config.")) and not re.search(r"\.(coordinator|num_proc|process)", w)
+        ]
+        if "--config.parallel.process_id=1" not in words:  # which needs no workdir
+            found.append((workdir, " ".join([name, *sorted(made_by)])))
     return found
 
 
 def test_no_command_trains_in_the_folder_of_another():
-    runs = {run for path in PAGES for run in find_runs(path.read_text())}
+    runs = {run for path in [*PAGES, *sorted((ROOT / "configs").glob("*.py"))] for run in find_runs(path.read_text())}
     workdirs = [workdir for workdir, _ in runs]
-    assert len(runs) > 15 and sorted(run for run in runs if workdirs.count(run[0]) > 1) == []
+    assert len(runs) > 25 and sorted(run for run in runs if workdirs.count(run[0]) > 1) == []
 
 
 OTHERS = {"configs/NAME.py", "configs/short.py", "benchmarks/NAME.py"}  # what a reader puts there

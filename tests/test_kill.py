@@ -5,6 +5,7 @@ not; and no damage to what a run left goes unnoticed.
 import logging
 import random
 import signal
+import types
 
 import pytest
 
@@ -21,12 +22,17 @@ def reference(tmp_path_factory):
 
 @pytest.fixture
 def moments(monkeypatch):
-    """A function that sets the moments of the lives to come, in place of random ones. The last stays, for lives that end before
-    their moment comes."""
+    """A function that sets the moments of the lives to come, in place of random ones. The last comes some times more, for lives
+    that end before their moment does."""
 
     def set_moments(*names):
-        left = list(names)
-        monkeypatch.setattr(random.Random, "choices", lambda self, *_: [left.pop(0) if left[1:] else left[0]])
+        left = [*names, *names[-1:] * 9]
+
+        class Moments(random.Random):
+            def choices(self, *_):
+                return [left.pop(0)]  # IndexError where none of so many lives came to its moment
+
+        monkeypatch.setattr(kill, "random", types.SimpleNamespace(Random=Moments))
 
     return set_moments
 

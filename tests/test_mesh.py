@@ -90,7 +90,7 @@ def test_by_default_the_most_devices_that_divide_the_batch_are_taken():
 @pytest.mark.parametrize("num_devices, batch_size, nearest", [(2, 7, 1), (8, 64, 2), (3, 64, 2)])
 def test_devices_that_cannot_share_a_batch_are_refused_with_the_nearest_number(num_devices, batch_size, nearest):
     with pytest.raises(
-        InputError, match=f"got {num_devices} of the 2 there are for batches of {batch_size}.*set it to {nearest}"
+        InputError, match=f"got {num_devices} where there are 2, for batches of {batch_size}.*set it to {nearest}"
     ):
         mesh.make_mesh(num_devices, batch_size)
 

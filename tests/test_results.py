@@ -60,13 +60,17 @@ def test_a_finished_run_becomes_a_row_and_is_said(tables, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("none", "holds no finished run"), ("photos", "data.source=folder, expected one on CIFAR-10")]
+    ("source", "said"),
+    [("", "holds no finished run"), ("folder", "expected one on CIFAR-10"), ("shapes", "expected one on CIFAR-10")],
 )
-def test_no_run_or_one_on_other_images_is_refused(tables, tmp_path, capsys, name, said):
-    write_run(tmp_path / "photos", "folder")
+def test_no_run_or_one_on_other_images_is_refused(tables, tmp_path, capsys, source, said):
+    good, other = write_run(tmp_path / "base", "auto"), str(tmp_path / "other")
+    if source:
+        write_run(tmp_path / "other", source)
     before = table.RUNS.read_bytes(), table.README.read_bytes()
-    assert tables([str(tmp_path / name)]) == 2
-    assert said in capsys.readouterr().err
+    assert tables([good, other]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and out == ""
     assert before == (table.RUNS.read_bytes(), table.README.read_bytes())
 
 

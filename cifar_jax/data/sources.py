@@ -81,9 +81,6 @@ def _existing(directory: str) -> pathlib.Path:
 
 def _read_directory(path: pathlib.Path, source: str, release: Release) -> tuple[Arrays, str, pathlib.Path]:
     """Returns (arrays, route, where exactly) of the first form of CIFAR-10 that lies in `path`; digests are checked."""
-    root = path.parent if path.name == cache.FOLDER else path
-    if source == "auto" and (arrays := cache.read_cache(root, release)) is not None:
-        return arrays, "cache", root / cache.FOLDER
     for form, route in ((formats.BINARY, "archive"), (formats.PYTHON, "archive"), (formats.NPM, "npm")):
         if source not in ("auto", route):
             continue
@@ -100,6 +97,12 @@ def _read_directory(path: pathlib.Path, source: str, release: Release) -> tuple[
         raise InputError(
             f"{path}: got an image folder, whose order cannot be verified, expected CIFAR-10 in an official form; "
             "use --config.data.source=folder"
+        )
+    folder = path.resolve() if path.resolve().name == cache.FOLDER else path.resolve() / cache.FOLDER
+    if folder.is_dir():
+        raise InputError(
+            f"{path}: got a cache of cifar_jax, expected {_expected(source)}; set "
+            f"CIFAR_JAX_CACHE={folder.parent} and leave data.dir out"
         )
     remedy = "put one there or name another folder with --config.data.dir"
     raise InputError(f"{path}: got {_contents(path)}, expected {_expected(source)}; {remedy}")

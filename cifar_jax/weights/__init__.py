@@ -138,8 +138,7 @@ def load_weights(name: str) -> Weights:
         reason = " ".join(str(error).split())
         raise InputError(
             f"weights {path}: not a whole weights file of cifar_jax ({type(error).__name__}: {reason}); "
-            "expected what training writes as weights.safetensors; name another, or repeat the command that trained: it makes a "
-            "damaged one again"
+            "expected what training writes as weights.safetensors; name another, or train again"
         ) from error
 
 

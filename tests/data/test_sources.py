@@ -66,11 +66,12 @@ def test_a_directory_may_hold_any_form_and_fills_the_cache(small, load, tmp_path
 
 
 @pytest.mark.parametrize("name", ["", FOLDER])
-def test_a_directory_may_be_a_cache(small, load, tmp_path, name):
+def test_a_cache_is_no_directory_and_how_to_use_it_is_said(small, load, tmp_path, name):
     load("auto", str(small.write_archive(BINARY, tmp_path).parent))
-    data = load("auto", str(tmp_path / "cache" / name), cache_dir=str(tmp_path / "other"))
-    assert_official(data, small)
-    assert data.source == "cache" and data.path == str(tmp_path / "cache" / FOLDER)
+    with pytest.raises(InputError) as error:
+        load("auto", str(tmp_path / "cache" / name), cache_dir=str(tmp_path / "other"))
+    said = message(error)
+    assert "got a cache of cifar_jax" in said and f"set CIFAR_JAX_CACHE={tmp_path / 'cache'} and leave data.dir out" in said
 
 
 def test_a_folder_may_have_any_name(small, load, tmp_path):
