@@ -9,7 +9,7 @@ import shlex
 import sys
 
 from cifar_jax import allocator, arguments, stopping
-from cifar_jax.errors import InputError, RunError, escape, one_line
+from cifar_jax.errors import InputError, RunError, escape
 
 BASE = pathlib.Path(__file__).parent / "configs" / "base.py"
 
@@ -184,6 +184,22 @@ def report_unraisable(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def answer(argv: list[str]) -> None:
+    """Does what the arguments ask for."""
+    flags, overrides = parse(argv)
+    verbs = {
+        "train": train,
+        "sweep": sweep,
+        "summary": summary,
+        "evaluate": evaluate,
+        "predict": predict,
+        "export": export,
+        "report": report,
+        "data": data,
+    }
+    verbs[flags.verb](flags, overrides)
+
+
 def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     allocator.keep_freed_memory()
@@ -193,24 +209,7 @@ def main(argv: list[str]) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         stopping.listen()
-        flags, overrides = parse(argv)
-        verbs = {
-            "train": train,
-            "sweep": sweep,
-            "summary": summary,
-            "evaluate": evaluate,
-            "predict": predict,
-            "export": export,
-            "report": report,
-            "data": data,
-        }
-        verbs[flags.verb](flags, overrides)
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"failed: {one_line(error)}", file=sys.stderr)
-        return 1
+        return arguments.run(answer, argv)
     except stopping.Stopped as stopped:
         stopping.ignore()  # ending already
         print(stopping.describe(stopped.args[0]), file=sys.stderr)
@@ -227,7 +226,6 @@ def main(argv: list[str]) -> int:
         return 2
     except BrokenPipeError:
         return 1  # the reader left: nothing more to say
-    return 0
 
 
 def drop_output() -> None:

@@ -128,7 +128,7 @@ def _finished(path, config) -> dict | None:
     try:
         load_weights(str(path / "weights.safetensors"))
     except InputError as error:
-        _logger.warning("%s; made again from the last checkpoint", str(error).partition("; ")[0])  # without what to do
+        _logger.warning("%s: its weights are made again from the last checkpoint (%s)", path, error)
         return None
     return result
 

@@ -18,7 +18,7 @@ from cifar_jax.data.augment import normalize
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.models import create_model
 from cifar_jax.scores import BINS, class_counts, expected_calibration_error, reliability
-from cifar_jax.weights import COMMITTED, load_weights
+from cifar_jax.weights import COMMITTED, committed_names, load_weights
 
 BATCH = 500
 
@@ -146,7 +146,7 @@ the 10,000 test images, without test-time augmentation.
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(prog="python results/card.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=sorted(path.stem for path in COMMITTED.glob("*.safetensors")))
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=committed_names())
     for name in parser.parse_args(argv).names:
         weights = load_weights(name)
         dataset = load_dataset(weights.config.data.source, "")

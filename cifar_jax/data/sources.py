@@ -98,11 +98,11 @@ def _read_directory(path: pathlib.Path, source: str, release: Release) -> tuple[
             f"{path}: got an image folder, whose order cannot be verified, expected CIFAR-10 in an official form; "
             "use --config.data.source=folder"
         )
-    folder = path.resolve() if path.resolve().name == cache.FOLDER else path.resolve() / cache.FOLDER
-    if folder.is_dir():
+    whole = path.resolve()
+    root = whole.parent if whole.name == cache.FOLDER else whole
+    if (root / cache.FOLDER).is_dir():
         raise InputError(
-            f"{path}: got a cache of cifar_jax, expected {_expected(source)}; set "
-            f"CIFAR_JAX_CACHE={folder.parent} and leave data.dir out"
+            f"{path}: got a cache of cifar_jax, expected {_expected(source)}; set CIFAR_JAX_CACHE={root} and leave data.dir out"
         )
     remedy = "put one there or name another folder with --config.data.dir"
     raise InputError(f"{path}: got {_contents(path)}, expected {_expected(source)}; {remedy}")

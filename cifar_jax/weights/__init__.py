@@ -76,9 +76,14 @@ def _with_sorted_header(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
+def committed_names() -> list[str]:
+    """The names of the weights that the package brings, sorted."""
+    return sorted(path.stem for path in COMMITTED.glob("*.safetensors"))
+
+
 def find_weights(name: str) -> pathlib.Path:
     """The file of a committed name or a path; raises InputError where there is neither."""
-    names = sorted(path.stem for path in COMMITTED.glob("*.safetensors"))
+    names = committed_names()
     path = COMMITTED / f"{name}.safetensors" if name in names else pathlib.Path(name)
     if not os.path.isfile(path):  # False, not an error, for a name that no file can have
         raise InputError(f"weights: got {name}, expected a file or a committed name ({', '.join(names)}); name one of these")
@@ -86,7 +91,7 @@ def find_weights(name: str) -> pathlib.Path:
 
 
 def _check_sizes(path: pathlib.Path) -> None:
-    """Raises ValueError where the file or its header is longer than that of any network that trains here."""
+    """Raises ValueError where the file ends before its header, or either is longer than that of any network that trains here."""
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     size = path.stat().st_size
