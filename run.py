@@ -5,11 +5,10 @@ import json
 import logging
 import os
 import pathlib
-import shlex
 import sys
 
 from cifar_jax import allocator, arguments, stopping
-from cifar_jax.errors import InputError, RunError, escape
+from cifar_jax.errors import InputError, RunError
 
 BASE = pathlib.Path(__file__).parent / "configs" / "base.py"
 
@@ -20,7 +19,7 @@ def make_parser() -> arguments.Parser:
     override = "and any --config.key=value"
 
     def verb(name, help_, note=override, **flags):
-        sub = verbs.add_parser(name, help=help_, description=f"{help_} ({note})", allow_abbrev=False)
+        sub = verbs.add_parser(name, help=help_, description=f"{help_} ({note})")
         for flag, options in flags.items():
             sub.add_argument(f"--{flag}", **options)
         return sub
@@ -214,16 +213,6 @@ def main(argv: list[str]) -> int:
         stopping.ignore()  # ending already
         print(stopping.describe(stopped.args[0]), file=sys.stderr)
         return 128 + stopped.args[0]
-    except ModuleNotFoundError as error:
-        if "." in (error.name or "."):  # a part of a package that is there: a defect, or another version of it
-            raise
-        install = shlex.join([sys.executable, "-m", "pip", "install", "-e", str(BASE.parent.parent)])
-        print(
-            f"error: got a Python without the module {escape(error.name)}, expected one with the dependencies; "
-            f"{escape(install)}, or start another",
-            file=sys.stderr,
-        )
-        return 2
     except BrokenPipeError:
         return 1  # the reader left: nothing more to say
 

@@ -256,7 +256,7 @@ def write_result(path, config, dataset, counts, rows, model):
 
 
 def main(argv):
-    parser = arguments.Parser(prog="python -m baselines.train", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = arguments.Parser(prog="python -m baselines.train", description=__doc__.splitlines()[0])
     a_path = {"type": arguments.path}
     parser.add_argument("--config", required=True, metavar="FILE", help="a config file, such as configs/base.py", **a_path)
     parser.add_argument("--workdir", metavar="DIR", help="a new folder; default runs/NAME_torch", **a_path)

@@ -1,6 +1,5 @@
 """How benchmarks measure: sides in turn in one process, medians, spread and ratio; what the machine can do at most."""
 
-import argparse
 import json
 import os
 import pathlib
@@ -29,8 +28,7 @@ def make_parser(doc: str, **defaults) -> arguments.Parser:
 def make_plain_parser(doc: str) -> arguments.Parser:
     """The parser of a benchmark that times no sides; doc: its header."""
     name = f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem}"
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = arguments.Parser(prog=name, description=doc, formatter_class=formatter, allow_abbrev=False)
+    parser = arguments.Parser(prog=name, description=doc)
     parser.add_argument("--json", action="store_true", help="print one object, last")
     return parser
 

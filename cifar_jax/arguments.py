@@ -2,12 +2,15 @@
 
 import argparse
 import os
+import pathlib
 import re
 import shlex
 import signal
 import sys
 
-from cifar_jax.errors import InputError, RunError, one_line
+from cifar_jax.errors import InputError, RunError, escape, one_line
+
+_ROOT = pathlib.Path(__file__).parent.parent
 
 # What argparse says, and the same in the words of our other messages.
 _REWORDED = (
@@ -22,7 +25,10 @@ _REWORDED = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, through InputError."""
+    """Says what is wrong in one line, through InputError. Descriptions stand as they are, such as a module's header."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message):
         for pattern, words in _REWORDED:
@@ -43,7 +49,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]):
 
 
 def run(main, argv: list[str]) -> int:
-    """main(argv) as a command, and its exit code: bad input is a line and 2, what breaks off one and 1, Ctrl-C one and 130."""
+    """main(argv) as a command, and its exit code: bad input or a missing module is a line and 2, what breaks off one and 1,
+    Ctrl-C one and 130.
+    """
     try:
         return main(argv) or 0
     except InputError as error:
@@ -55,6 +63,18 @@ def run(main, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         return 128 + signal.SIGINT
+    except ModuleNotFoundError as error:
+        if "." in (error.name or "."):  # a part of a package that is there: a defect, or another version of it
+            raise
+        print(f"error: {_describe_missing(error.name)}", file=sys.stderr)
+        return 2
+
+
+def _describe_missing(module: str) -> str:
+    """What to do where a module is not installed, which is one of the package's dependencies or one that benchmarks want."""
+    wanted = {"torch": ["-e", f"{_ROOT}[torch]"], "grain": ["grain"]}.get(module, ["-e", str(_ROOT)])
+    install = shlex.join([sys.executable, "-m", "pip", "install", *wanted])
+    return f"got a Python without the module {escape(module)}, expected one that has it; {escape(install)}, or start another"
 
 
 def path(text: str) -> str:

@@ -6,7 +6,6 @@ python results/card.py base [NAME ...]    evaluates the test images and writes c
 import csv
 import pathlib
 import sys
-from argparse import RawDescriptionHelpFormatter
 
 import cv2
 import jax
@@ -145,7 +144,7 @@ the 10,000 test images, without test-time augmentation.
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments.Parser(prog="python results/card.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = arguments.Parser(prog="python results/card.py", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", choices=committed_names())
     for name in parser.parse_args(argv).names:
         weights = load_weights(name)

@@ -12,7 +12,6 @@ import math
 import pathlib
 import statistics
 import sys
-from argparse import RawDescriptionHelpFormatter
 
 from cifar_jax import arguments, workdir
 from cifar_jax.errors import InputError
@@ -204,7 +203,7 @@ def read_cifar10(folder: pathlib.Path) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments.Parser(prog="python results/table.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = arguments.Parser(prog="python results/table.py", description=__doc__)
     parser.add_argument("workdirs", nargs="*", metavar="WORKDIR", type=arguments.path, help="the folder of a finished run")
     names = parser.parse_args(argv).workdirs
     rows, added = read_rows(), []

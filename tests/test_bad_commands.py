@@ -179,6 +179,22 @@ def test_ctrl_c_ends_a_command_in_one_line(capsys):
     assert capsys.readouterr() == ("", "stopped by SIGINT\n")
 
 
+@pytest.mark.parametrize(
+    ("module", "installed"), [("torch", f"{ROOT}[torch]"), ("grain", "pip install grain"), ("flax", f"-e {ROOT}")]
+)
+def test_a_missing_module_is_one_line_that_says_how_to_install_it(monkeypatch, capsys, module, installed):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert arguments.run(lambda argv: importlib.import_module(module), []) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: got a Python without the module {module}, ") and err.count("\n") == 1
+    assert installed in err
+
+
+def test_a_missing_part_of_a_package_is_a_defect():
+    with pytest.raises(ModuleNotFoundError):
+        arguments.run(lambda argv: importlib.import_module("cifar_jax.nosuch"), [])
+
+
 @pytest.mark.parametrize("command", ["baselines.train --config nosuch.py", "benchmarks.loader --workers 7"])
 def test_a_process_of_its_own_says_one_line_too(command):
     module, *argv = command.split()

@@ -31,7 +31,7 @@ def build(name: str, folder: pathlib.Path = WEB) -> dict:
 
 
 def main(argv) -> int:
-    parser = arguments.Parser(prog="python -m web.build", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = arguments.Parser(prog="python -m web.build", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=arguments.path, default="base", help="a committed name or a weights file")
     described = build(parser.parse_args(argv).weights)
     correct, examples = described["test"]["correct"], described["test"]["examples"]
