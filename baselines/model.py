@@ -159,6 +159,21 @@ def early(w1, w2, w3, w4):
     }
 
 
+def coarse(w1, w2, w3, w4):
+    return {
+        "c1_conv": Conv(3, w1, 4, stride=2, padding=1),
+        "c1_sep": Separable(w1, w1, padding=1),
+        "t1": Separable(w1, w2, stride=2, padding=1),
+        "c2_sep1": Separable(w2, w2, dilation=2, padding=2),
+        "c2_sep2": Separable(w2, w2, padding=1),
+        "t2": Separable(w2, w3, padding=1),
+        "c3_sep1": Separable(w3, w3, dilation=2, padding=2),
+        "c3_sep2": Separable(w3, w3, padding=1),
+        "t3": Separable(w3, w4, stride=2, padding=1),
+        "c4_sep": Separable(w4, w4, padding=1),
+    }
+
+
 def gated(w1, w2, w3, w4):
     return {
         "c1_conv": ConvNorm(3, w1),
@@ -170,7 +185,7 @@ def gated(w1, w2, w3, w4):
     }
 
 
-VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed, "early": early, "gated": gated}
+VARIANTS = {"strided": strided, "dilated": dilated, "mixed": mixed, "early": early, "coarse": coarse, "gated": gated}
 
 
 class Network(nn.Module):

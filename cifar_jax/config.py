@@ -41,7 +41,7 @@ RANGES = {
 }
 CHOICES = {
     "model.name": ("c1c2c3c40",),
-    "model.variant": ("strided", "dilated", "mixed", "early", "gated"),
+    "model.variant": ("strided", "dilated", "mixed", "early", "coarse", "gated"),
     "model.head": ("dense", "pointwise"),
     "model.dtype": ("float32", "bfloat16"),
     "model.kernels": ("auto", "xla"),

@@ -41,11 +41,11 @@ ABLATED = {
     "alternation": "mirrored by chance instead of in turns",
     "translation": "no translation",
     "smoothing": "no label smoothing",
-    "muon": "SGD in place of Muon, at the rate of its 12 epochs",
+    "muon": "SGD in place of Muon, at the rate for 12 epochs",
     "nesterov": "momentum without Nesterov's",
     "decay": "no weight decay",
     "warm-up": "no warm-up",
-    "network": "base's network, `strided`",
+    "network": "the network `early`",
 }
 
 
@@ -152,12 +152,15 @@ def format_fast(reports: list[dict]) -> str:
     for report in reports:
         if report["benchmark"] == "speedrun" and report["split"] == "test":
             config = report["config"]
-            what = report["name"], config["model"]["dtype"], config["optim"]["name"], config["train"]["epochs"]
+            model, optimizer = config["model"], config["optim"]["name"]
+            what = report["name"], model["dtype"], model["variant"], optimizer, config["train"]["epochs"]
             latest[what, _device(report)] = report
-    lines = ["| config | optimizer | epochs | test accuracy | seconds | n | device; kernels |", "|---|---|---|---|---|---|---|"]
-    for ((name, dtype, optimizer, epochs), device), report in latest.items():
+    columns = ("config", "network", "optimizer", "epochs", "test accuracy", "seconds", "n", "device; kernels")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for ((name, dtype, variant, optimizer, epochs), device), report in latest.items():
         accuracy, seconds = (_spread(report[key], digits) for key, digits in (("accuracy", 2), ("seconds", 1)))
-        lines.append(f"| {name}, {dtype} | {optimizer} | {epochs} | {accuracy} % | {seconds} | {report['n']} | {device} |")
+        cells = (f"{name}, {dtype}", variant, optimizer, epochs, f"{accuracy} %", seconds, report["n"], device)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

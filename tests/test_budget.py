@@ -22,6 +22,7 @@ FIELDS = {
     "dilated": 1 + (2 + 2 + 8) + (4 + 2 + 8) + (4 + 4 + 2 + 8) + (4 + 2),
     "mixed": 1 + (2 + 2) + (4 + 16) + (4 + 2 + 2) + 2 * (4 + 2),
     "early": 1 + 2 + 2 * (2 + 2 + 4 + 2 + 2) + 4 * (4 + 2 + 2 + 2) + 8 * 2,
+    "coarse": 1 + 3 + 2 * (2 + 2) + 4 * (4 + 2 + 2 + 4 + 2 + 2) + 8 * 2,
     "gated": 1 + 2 + (2 + 1) * (2 + 18) + 3 + 2 * (2 + 1) * (2 + 18),  # turns of an average of 3, then 7 of dilation 3
 }
 CASES = pytest.mark.parametrize("variant, head", [(variant, head) for variant in FIELDS for head in ("dense", "pointwise")])
@@ -76,6 +77,13 @@ def count_early(a, b, c, d):
     return c1 + t1 + c2 + t2 + c3 + t3 + separable_cost(d, d)
 
 
+def count_coarse(a, b, c, d):
+    c1, t1 = dense_cost(4, 3, a) + separable_cost(a, a), separable_cost(a, b)
+    c2, t2 = 2 * separable_cost(b, b), separable_cost(b, c)
+    c3, t3 = 2 * separable_cost(c, c), separable_cost(c, d)
+    return c1 + t1 + c2 + t2 + c3 + t3 + separable_cost(d, d)
+
+
 def gated_cost(c, features):
     """Windows of a quarter each, norm, the pair of 1x1 and the last one, and the shortcut's scale."""
     windows = (9 + 49 + 49) * (c // 4) + 3 * (c // 4)
@@ -93,6 +101,7 @@ BY_HAND = {
     "dilated": count_dilated,
     "mixed": count_mixed,
     "early": count_early,
+    "coarse": count_coarse,
     "gated": count_gated,
 }
 
@@ -208,7 +217,7 @@ def test_bytes_are_those_of_float32(model_config, variant, head):
     summary = summarize(model_config(variant=variant, head=head, widths=WIDTHS))
     assert summary.weight_bytes == 4 * summary.parameters
     assert summary.peak_activation_bytes == max(row.activation_bytes for row in summary.layers)
-    side = 16 if variant == "early" else 32
+    side = 16 if variant in ("early", "coarse") else 32
     if variant == "gated":  # at c2_gated: the pair of maps and their product
         assert summary.peak_activation_bytes == 4 * 32 * 32 * (2 * 64 + 64)
     assert summary.layers[0].activation_bytes == 4 * (32 * 32 * 3 + side * side * 32)

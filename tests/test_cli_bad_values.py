@@ -29,7 +29,7 @@ def no_number(expected):
 BAD = {
     "seed": {"-1": "0 to 4294967295", "4294967296": "0 to 4294967295", "one": WHOLE, "0.5": WHOLE},
     "model.name": {"resnet": "c1c2c3c40", "": "c1c2c3c40"},
-    "model.variant": {"stided": "did you mean strided?", "": "strided, dilated, mixed, early, gated"},
+    "model.variant": {"stided": "did you mean strided?", "": "strided, dilated, mixed, early, coarse, gated"},
     "model.widths": {
         "(8,8,8)": "four whole numbers",
         "(8,8,8,0)": "1 to 4096",

@@ -27,7 +27,7 @@ from cifar_jax.weights import load_weights, save_weights
 from tests.conftest import SMALL, read_files
 from tests.launcher import SMOKE
 
-HEADS = {"strided": "dense", "dilated": "pointwise", "mixed": "dense", "early": "pointwise", "gated": "dense"}
+HEADS = {"strided": "dense", "dilated": "pointwise", "mixed": "dense", "early": "pointwise", "coarse": "dense", "gated": "dense"}
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 COUNTS = (1, 3)  # of images in a batch
 

@@ -10,7 +10,7 @@ import pytest
 
 from cifar_jax.budget import summarize
 from cifar_jax.models import create_model, describe
-from cifar_jax.models.c1c2c3c40 import VARIANTS, Network, dilated, early, mixed, strided
+from cifar_jax.models.c1c2c3c40 import VARIANTS, Network, coarse, dilated, early, mixed, strided
 from cifar_jax.models.layers import conv, separable
 
 BATCH = 2
@@ -156,6 +156,13 @@ def test_early_leaves_the_full_resolution_at_once_and_has_two_thirds_of_the_oper
     assert 0.65 < ours / strided_ones < 0.7
 
 
+def test_coarse_is_at_8x8_from_t1_on_and_has_two_fifths_of_the_operations(model_config):
+    assert [layer.name for layer in coarse(1, 1, 1, 1) if layer.stride == 2] == ["c1_conv", "t1", "t3"]
+    widths = (32, 64, 96, 128)
+    ours, strided_ones = (summarize(model_config(variant=name, widths=widths)).macs for name in ("coarse", "strided"))
+    assert 0.37 < ours / strided_ones < 0.43
+
+
 def test_mixed_transitions_are_1x1_then_dilated_then_strided():
     layers = {layer.name: layer for layer in mixed(1, 1, 1, 1)}
     t1, t2, t3 = (layers[name] for name in ("t1", "t2", "t3"))
@@ -180,6 +187,7 @@ NAMES = {
     "dilated": "c1_conv c1_sep t1 c2_sep1 c2_sep2 t2 c3_sep1 c3_sep2 c3_sep3 t3 c4_sep1 c4_sep2",
     "mixed": "c1_conv c1_sep t1 c2_sep t2 c3_sep1 c3_sep2 t3 c4_sep1 c4_sep2",
     "early": "c1_conv c1_sep t1 c2_sep1 c2_sep2 t2 c3_sep1 c3_sep2 c3_sep3 t3 c4_sep",
+    "coarse": "c1_conv c1_sep t1 c2_sep1 c2_sep2 t2 c3_sep1 c3_sep2 t3 c4_sep",
     "gated": "c1_conv c1_gated c2_gated t2 c3_gated c4_gated",
 }
 KERNELS = {
