@@ -19,5 +19,5 @@ def get_config():
     config.optim = {"name": "muon", "momentum": 0.95, "b2": 0.999, "nesterov": True, "weight_decay": 0.02}
     config.schedule.learning_rate = 0.08
     config.schedule.warmup_fraction = 0.2
-    config.train.epochs = 6
+    config.train.epochs = 7
     return config
