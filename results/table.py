@@ -45,7 +45,7 @@ ABLATED = {
     "nesterov": "momentum without Nesterov's",
     "decay": "no weight decay",
     "warm-up": "no warm-up",
-    "network": "the network `early`",
+    "network": "base's network, `strided`",
 }
 
 
