@@ -25,10 +25,11 @@ _REWORDED = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, through InputError. Descriptions stand as they are, such as a module's header."""
+    """Says what is wrong in one line, through InputError. A description of several lines, a module's header, stands as it is."""
 
-    def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+    def __init__(self, description: str = "", **options):
+        formatter = argparse.RawDescriptionHelpFormatter if "\n" in description else argparse.HelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message):
         for pattern, words in _REWORDED:
@@ -49,8 +50,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]):
 
 
 def run(main, argv: list[str]) -> int:
-    """main(argv) as a command, and its exit code: bad input or a missing module is a line and 2, what breaks off one and 1,
-    Ctrl-C one and 130.
+    """main(argv) as a command, and its exit code: bad input, or a module that main imports and does not find, is a line
+    and 2, what breaks off one and 1, Ctrl-C one and 130.
     """
     try:
         return main(argv) or 0

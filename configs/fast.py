@@ -6,11 +6,11 @@ Command: python run.py --config configs/fast.py
 Cost: 2 CPU cores (AMD EPYC): 150 ± 7 s, native kernels, n = 3. An epoch takes 19.7 s, of the network `early` 26.1, in turn,
       medians of 5; the ratio is 1.27 (1.26 to 1.29). GPU: not measured.
 Score: 85.35 ± 0.24 % of the test images, final epoch, seeds 0 to 2.
-Chosen by 5,000 held-out images (results/trials.csv), one to three seeds a trial, whose deviation is some 17 images. After seven
-epochs this network got 4266 and 4281 right, `early` 4283, 4229 and 4243; with a layer more in C2 4285 and 4282, without c1_sep
-and narrower 4216. Rate and decay are those of `early`, where half and twice the rate lost about 1 %; here after six epochs a rate
-of 0.08 got 4247 and 4254, 0.055 4206, 0.12 4212. Smaller images in the first epochs lost what they saved; a first kernel of
-whitened patches gained in `early` (4312, 4296, 4275), not here (4277).
+Chosen by 5,000 held-out images (results/trials.csv), one to three seeds a trial, whose pooled deviation is 17 images. After
+seven epochs this network got 4266 and 4281 right, `early` 4283, 4229 and 4243; with a layer more in C2 4285 and 4282, without
+c1_sep and narrower 4216; by SGD it lost to `early` at equal epochs. Rate and decay are those of `early`, where half and twice
+the rate lost about 1 %; here after six epochs a rate of 0.08 got 4247 and 4254, 0.055 4206, 0.12 4212. Smaller images in the
+first epochs were no clear gain; a first kernel of whitened patches was one in `early` (4312, 4296, 4275), not here (4277).
 Test images chose one thing: six epochs, 4250 held-out images, got 84.78 ± 0.24 % of them (n = 3), and so it is seven.
 """
 

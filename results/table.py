@@ -36,7 +36,7 @@ TABLES = ("results", "fast", "ablation", "speed")
 MARKS = {name: (f"<!-- {name}: written by results/table.py -->\n", f"<!-- end of {name} -->") for name in TABLES}
 Z_95 = 1.96
 ABLATED = {
-    "all": "fast as it is",
+    "all": "the recipe as it is",
     "flip": "no mirroring",
     "alternation": "mirrored by chance instead of in turns",
     "translation": "no translation",
@@ -153,11 +153,12 @@ def format_fast(reports: list[dict]) -> str:
         if report["benchmark"] == "speedrun" and report["split"] == "test":
             config = report["config"]
             model, optimizer = config["model"], config["optim"]["name"]
-            what = report["name"], model["dtype"], model["variant"], optimizer, config["train"]["epochs"]
+            network = model["variant"], *model["widths"]
+            what = report["name"], model["dtype"], network, optimizer, config["train"]["epochs"]
             latest[what, _device(report)] = report
     columns = ("config", "network", "optimizer", "epochs", "test accuracy", "seconds", "n", "device; kernels")
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for ((name, dtype, variant, optimizer, epochs), device), report in latest.items():
+    for ((name, dtype, (variant, *_), optimizer, epochs), device), report in latest.items():
         accuracy, seconds = (_spread(report[key], digits) for key, digits in (("accuracy", 2), ("seconds", 1)))
         cells = (f"{name}, {dtype}", variant, optimizer, epochs, f"{accuracy} %", seconds, report["n"], device)
         lines.append(f"| {' | '.join(map(str, cells))} |")

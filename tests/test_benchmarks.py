@@ -74,7 +74,7 @@ def test_the_floor_of_a_step_is_three_forward_passes(base, monkeypatch):
 
 @pytest.mark.slow
 def test_seeds_mapped_take_the_steps_of_seeds_alone(monkeypatch):
-    monkeypatch.setitem(c1c2c3c40.VARIANTS, "early", shallow)
+    monkeypatch.setitem(c1c2c3c40.VARIANTS, "coarse", shallow)
     small = ["--config.model.kernels=xla", "--config.model.widths=(4, 4, 4, 4)", "--config.train.batch_size=4"]
     config = read_config("configs/fast.py", small)
     sides = seeds.make_sides(config, num_seeds=2)

@@ -81,7 +81,9 @@ def early(w1, w2, w3, w4) -> tuple[Layer, ...]:
 
 
 def coarse(w1, w2, w3, w4) -> tuple[Layer, ...]:
-    """The first convolution is a 4x4 of stride 2, T2 has none: 32 -> 16 -> 8 -> 8 -> 4, at 0.4 of the operations of `strided`."""
+    """The first convolution is a 4x4 of stride 2, T2 has none: 32 -> 16 -> 8 -> 8 -> 4. At equal widths it has 0.4 of
+    the operations of `strided`.
+    """
     return (
         conv("c1_conv", w1, kernel=4, stride=2),
         separable("c1_sep", w1),
