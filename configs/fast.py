@@ -3,9 +3,9 @@
 Command: python run.py --config configs/fast.py
       python -m benchmarks.speedrun --runs 3, which leaves a warm-up (29 s: an epoch and compilation) out of the time, and has no
       evaluation between epochs
-Cost: 2 CPU cores (AMD EPYC): 128 ± 5 s, native kernels, n = 3; in a slower hour 150 ± 7. The network `early`, right after the first,
-      179 ± 7 s, n = 3; epoch by epoch in turn it took 1.27 times as long (1.26 to 1.29, n = 5, by a script that is not kept).
-      GPU: not measured.
+Cost: 2 CPU cores (AMD EPYC): 128 ± 5 s, native kernels, n = 3; in a slower hour 150 ± 7. The network `early`, right after the
+      first, 179 ± 7 s, n = 3; epoch by epoch in turn it took 1.27 times as long (1.26 to 1.29, n = 5, by a script that is not
+      kept). GPU: not measured.
 Score: 85.35 ± 0.24 % of the test images, final epoch, seeds 0 to 2.
 Chosen by 5,000 held-out images (results/trials.csv), one to three seeds a trial, whose pooled deviation is 17 images. After
 seven epochs this network got 4266 and 4281 right, `early` 4283, 4229 and 4243; with a layer more in C2 4285 and 4282, without
