@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from benchmarks.ablation import ROWS
 from cifar_jax import arguments
 from cifar_jax.jsonfile import write_json
 
@@ -100,6 +101,18 @@ def test_rows_of_another_recipe_are_no_part_of_an_ablation():
     (report,) = [report for report in table.read_benchmarks() if report["benchmark"] == "ablation"][-1:]
     other = report | {"config": report["config"] | {"seed": 1}, "rows": [row | {"without": "flip"} for row in report["rows"]]}
     assert table.format_ablation([other, report]) == table.format_ablation([report])
+
+
+def test_every_row_of_an_ablation_has_its_words():
+    assert table.ABLATED.keys() == ROWS.keys()
+
+
+def test_trainings_that_differ_in_network_or_widths_are_rows_of_their_own():
+    report = next(report for report in table.read_benchmarks() if report["benchmark"] == "speedrun")
+    config = report["config"]
+    models = ({}, {"variant": "dilated"}, {"widths": [8, 8, 8, 8]}, {})  # the last takes the first one's place
+    reports = [report | {"config": config | {"model": config["model"] | changes}} for changes in models]
+    assert len(table.format_fast(reports).splitlines()) == 2 + 3
 
 
 def test_several_seeds_show_mean_and_standard_deviation():
