@@ -12,12 +12,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import PLAIN_LOOPS
 from ml_collections import ConfigDict
 
 from cifar_jax import processes, sweep
 from cifar_jax.config import ANYWHERE, read_config
 from cifar_jax.errors import InputError
+from tests.conftest import PLAIN_LOOPS
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
