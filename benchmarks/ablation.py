@@ -3,13 +3,14 @@
 python -m benchmarks.ablation [--config configs/fast.py] [--runs 3] [--rows all,nesterov] [--json]
 
 One row is the config as it is, each other leaves one ingredient out; all train from the same seeds, 0 on, as
-benchmarks.speedrun does. An accuracy is a mean with the half width of its 95 % interval (Student's t). Not for choosing:
-that is done on held-out images (--config.data.num_validation=5000).
+benchmarks.speedrun does. An accuracy is a mean with the half width of its 95 % interval (Student's t). Each row is printed once
+it is done, with --json as an object. Not for choosing: that is done on held-out images (--config.data.num_validation=5000).
 
 Latest result: README; 12 to 17 minutes a row of 3 on one CPU core (AMD EPYC), 26 by `strided`, other work beside, warm-up not
 counted.
 """
 
+import json
 import math
 import sys
 
@@ -75,15 +76,12 @@ def main(argv):
     check_device()
     allocator.keep_freed_memory()  # as training does
     dataset = load_dataset(config.data.source, config.data.dir)
-    rows = []
     for name, changed in configs.items():
-        rows.append(run_row(name, changed, dataset, flags.runs))
+        row = run_row(name, changed, dataset, flags.runs)
         jax.clear_caches()
-        if not flags.json:
-            half = "" if rows[-1]["interval"] is None else f" ± {rows[-1]['interval']:.2f}"
-            print(f"{'' if name == 'all' else 'without '}{name}: {rows[-1]['accuracy']['mean']:.2f}{half} %", flush=True)
-    if flags.json:
-        measure.print_report(describe("ablation", flags, config) | {"rows": rows}, as_json=True)
+        half = "" if row["interval"] is None else f" ± {row['interval']:.2f}"
+        line = f"{'' if name == 'all' else 'without '}{name}: {row['accuracy']['mean']:.2f}{half} %"
+        print(json.dumps(describe("ablation", flags, config) | {"rows": [row]}) if flags.json else line, flush=True)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ ABLATED = {
     "alternation": "mirrored by chance instead of in turns",
     "translation": "no translation",
     "smoothing": "no label smoothing",
-    "muon": "SGD in place of Muon, at the rate for 12 epochs",
+    "muon": "SGD in place of Muon, at the rate for 12 epochs of `early`",
     "nesterov": "momentum without Nesterov's",
     "decay": "no weight decay",
-    "warm-up": "no warm-up",
+    "warm-up": "no warm-up of the learning rate",
     "network": "base's network, `strided`",
 }
 
