@@ -3,7 +3,7 @@
 python results/table.py [WORKDIR ...]     a workdir's own name is that of its config, such as runs/base or /tmp/gpu/base; of a
 run of a sweep, such as runs/base-sweep/seed-1, it is the sweep's
 
-benchmarks.jsonl holds what `python -m benchmarks.NAME --json` printed, a line a call, appended by hand.
+benchmarks.jsonl holds what `python -m benchmarks.NAME --json` printed, a line a call (the ablation: a row), appended by hand.
 """
 
 import csv

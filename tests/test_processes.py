@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from cifar_jax import processes, sweep
 from cifar_jax.config import ANYWHERE, read_config
 from cifar_jax.errors import InputError
-from tests.conftest import PLAIN_LOOPS
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
@@ -53,7 +52,7 @@ class Group:
         self.folder, self.workdir = folder, folder / "run"
         folder.mkdir(exist_ok=True)
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {PLAIN_LOOPS}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
