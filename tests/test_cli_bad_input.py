@@ -69,3 +69,9 @@ def test_a_python_without_the_dependencies_says_how_to_install_them(tmp_path, ar
     assert done.stderr.startswith("error: got a Python without the module ") and done.stderr.count("\n") == 1
     assert f"-m pip install -e {shlex.quote(str(ROOT))}" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_host_augmentation_without_albumentations(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    line = refused("--config", SMOKE)
+    assert all(word in line for word in ["augment.backend", "got 'host'", "albumentations", "augment.backend=device"]), line

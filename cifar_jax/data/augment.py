@@ -6,6 +6,7 @@ config must not pay them.
 """
 
 import difflib
+import importlib.util
 import os
 import random
 import sys
@@ -97,6 +98,15 @@ def check_host(augment) -> None:
                 f"augment.{key}: got {value} for Albumentations, expected {type(value)()}: it is made on the device only; "
                 f"set it to {type(value)()}, or augment.backend=device where run.py trains"
             )
+
+
+def check_installed() -> None:
+    """Raises InputError where Albumentations is not there to be imported; does not import it."""
+    if importlib.util.find_spec("albumentations") is None:
+        raise InputError(
+            "augment.backend: got 'host' in a Python without the module albumentations, expected one that has it; install it, or "
+            "set augment.backend=device"
+        )
 
 
 def _check_keys(name, section, expected):
