@@ -13,7 +13,7 @@ import jax
 from cifar_jax import allocator, budget, metrics, processes, stopping, workdir
 from cifar_jax.checkpoint import Checkpoints, find_newest, list_steps, may_differ
 from cifar_jax.config import check_config, differing_keys, to_json
-from cifar_jax.data.augment import check_installed
+from cifar_jax.data.augment import check_albumentations
 from cifar_jax.data.dataset import fingerprint, split_training
 from cifar_jax.data.sources import load_dataset
 from cifar_jax.device import check_device
@@ -64,7 +64,7 @@ def _load(config):
     """(mesh, dataset, the teacher's weights or None): what a process brings to the run."""
     check_device()
     if config.augment.backend == "host":
-        check_installed()
+        check_albumentations()
     mesh, teacher = make_mesh(config.parallel.devices, config.train.batch_size), read_teacher(config)
     with stopping.interruptible():
         return mesh, load_dataset(config.data.source, config.data.dir), teacher

@@ -100,12 +100,12 @@ def check_host(augment) -> None:
             )
 
 
-def check_installed() -> None:
+def check_albumentations() -> None:
     """Raises InputError where Albumentations is not there to be imported; does not import it."""
     if importlib.util.find_spec("albumentations") is None:
         raise InputError(
-            "augment.backend: got 'host' in a Python without the module albumentations, expected one that has it; install it, or "
-            "set augment.backend=device"
+            "augment.backend: got 'host' in a Python without the module albumentations, expected one that has it; "
+            "pip install -e . in the repository, or set augment.backend=device"
         )
 
 
