@@ -24,12 +24,15 @@ from cifar_jax.state import create_state
 from cifar_jax.steps import make_eval_step, make_train_step
 
 
-def choose_both(config) -> dict:
-    """{kernels: the config that gives them}, XLA's last."""
+def choose_sides(config) -> dict:
+    """{kernels: the config that gives them}, XLA's last; for one of bfloat16 also "KERNELS, float32"."""
     kernels, reason = choose_kernels(config.model)
     if kernels == "xla":
         raise InputError(f"model: XLA's kernels are all that it has here ({reason}), expected others to compare them with")
-    return {kernels: config, "xla": with_overrides(config, ["--config.model.kernels=xla"])}
+    sides = {kernels: config}
+    if config.model.dtype != "float32":
+        sides[f"{kernels}, float32"] = with_overrides(config, ["--config.model.dtype=float32"])
+    return sides | {"xla": with_overrides(config, ["--config.model.kernels=xla"])}
 
 
 def make_steps(config) -> dict[str, tuple]:
@@ -61,18 +64,19 @@ def compile_steps(config, kernels: str) -> tuple[dict, dict]:
 def main(argv):
     flags, config = measure.parse(measure.make_parser(__doc__), argv)
     allocator.keep_freed_memory()  # as training does
-    sides, compilation, both = {}, {}, choose_both(config)
-    for kernels, chosen in both.items():
+    sides, compilation, chosen_sides = {}, {}, choose_sides(config)
+    for kernels, chosen in chosen_sides.items():
         compiled, took = compile_steps(chosen, kernels)
         sides, compilation = sides | compiled, compilation | took
     least = floor(config)
     size, bound = config.train.batch_size, max(least["flops_s"], least["bytes_s"])
     seconds = measure.in_turn(sides, flags.repeats)
     summaries = measure.summarize(seconds)
-    ours = next(iter(both))
+    ours, *others = chosen_sides
     ratios = {
-        f"{what}, xla over {ours}": measure.ratio(seconds, f"{what}, {ours}", f"{what}, xla")
+        f"{what}, {other} over {ours}": measure.ratio(seconds, f"{what}, {ours}", f"{what}, {other}")
         for what in ("evaluation", "training")
+        for other in others
     }
     report = {
         "benchmark": "kernels",

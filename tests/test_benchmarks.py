@@ -122,11 +122,21 @@ def test_kernels_are_compared_with_those_of_xla(monkeypatch, capsys):
     assert report["ratio"] == report["ratios"]["training, xla over native"]["median"]
 
     _, config = measure.parse(measure.make_parser(kernels.__doc__), small)
-    for which, chosen in kernels.choose_both(config).items():
+    for which, chosen in kernels.choose_sides(config).items():
         steps = kernels.make_steps(chosen)
         for step, *arguments in steps.values():
             assert ("cifar_jax_block" in jax.jit(step).lower(*arguments).as_text()) == (which == "native")
         assert "correct" in jax.eval_shape(*steps["evaluation"]) and jax.eval_shape(*steps["training"])[0].params
+
+
+def test_kernels_of_bfloat16_are_compared_with_those_of_float32_too(monkeypatch):
+    monkeypatch.setattr(kernels, "choose_kernels", lambda model: ("native", ""))
+    sides = kernels.choose_sides(read_config("configs/base.py", ["--config.model.dtype=bfloat16"]))
+    assert {name: (side.model.dtype, side.model.kernels) for name, side in sides.items()} == {
+        "native": ("bfloat16", "auto"),
+        "native, float32": ("float32", "auto"),
+        "xla": ("bfloat16", "xla"),
+    }
 
 
 def test_where_there_are_no_others_there_is_nothing_to_compare():

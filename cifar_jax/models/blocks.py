@@ -35,12 +35,13 @@ def native_apply(x, taps, matrix, gain, offset, window: Window, shortcut: bool):
 
 def _apply_by_xla(window, shortcut, x, taps, matrix, gain, offset):
     geometry = {"stride": window.stride, "dilation": window.dilation, "padding": window.padding}
+    dtype, x = x.dtype, x.astype(ops.wide(x.dtype))
     if window.depthwise:
         y = ops.conv_pointwise(ops.conv_depthwise(x, taps[:, :, None], **geometry), matrix[None, None])
     else:
         y = ops.conv_dense(x, matrix.reshape(*taps.shape, -1), **geometry)
     y = y * gain + offset
-    return jax.nn.relu(y + x if shortcut else y)
+    return jax.nn.relu(y + x if shortcut else y).astype(dtype)
 
 
 native_apply.defvjp(
@@ -58,15 +59,15 @@ def _output_shape(x, matrix, window):
 def native_block(x, taps, matrix, scale, bias, window: Window, shortcut: bool, axis_name):
     """(output, mean, var): relu(norm(convolution of x) [+ x]) and the batch's statistics.
 
-    x: (b, h, w, c) of float32 or float64. Depthwise: taps (k, k, c), matrix (c, features); else taps is ignored and the
-    matrix (k * k * c, features). No gradient flows through the returned statistics.
+    x: (b, h, w, c) of float32, float64 or bfloat16; the others of ops.wide of it. Depthwise: taps (k, k, c), matrix
+    (c, features); else taps is ignored and the matrix (k * k * c, features). No gradient flows through the returned statistics.
     """
     return _forward(x, taps, matrix, scale, bias, window, shortcut, axis_name)[0]
 
 
 def _forward(x, taps, matrix, scale, bias, window, shortcut, axis_name, wants_x=True):
     shape = _output_shape(x, matrix, window)
-    shapes = (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct((2, shape[-1]), x.dtype))
+    shapes = (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct((2, shape[-1]), ops.wide(x.dtype)))
     y, (mean, var) = native.call("block_forward", shapes, x, taps, matrix, **window._asdict())
     if axis_name:
         square = lax.pmean(var + jnp.square(mean), axis_name)
@@ -78,7 +79,7 @@ def _forward(x, taps, matrix, scale, bias, window, shortcut, axis_name, wants_x=
     offset = bias - mean * gain
     out = y * gain + offset
     out = out + x if shortcut else out
-    out = jnp.where(out < 0, 0, out)  # not maximum: XLA's may make a NaN 0 on a CPU
+    out = jnp.where(out < 0, 0, out).astype(x.dtype)  # not maximum: XLA's may make a NaN 0 on a CPU
     return (out, mean, var), (x, y, taps, matrix, mean, inverse, scale, offset)
 
 
@@ -96,7 +97,7 @@ def _vjp_backward(window, shortcut, axis_name, residuals, cotangents):
     gain = scale * inverse
     sums = native.call(
         "relu_sums",
-        jax.ShapeDtypeStruct((2, y.shape[-1]), y.dtype),
+        jax.ShapeDtypeStruct((2, y.shape[-1]), mean.dtype),
         grad,
         y,
         jnp.stack([gain, offset, mean]),

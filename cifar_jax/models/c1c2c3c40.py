@@ -122,9 +122,9 @@ class Network(nn.Module):
     """Images (b, h, w, 3), float, normalized -> logits (b, num_classes), float32 or better.
 
     head: "dense" pools, then maps to the classes; "pointwise" maps each position with a 1x1 convolution, then pools.
-    dtype: that of the computation; parameters and statistics are always float32.
+    dtype: that of activations and, on a GPU, of the computation (ops.compute_dtype); parameters and statistics are float32.
     axis_name: the mapped axis (pmap, shard_map) over which batch statistics are averaged.
-    kernels: "xla"; "native", layers by native/, which must be registered, on a CPU, in float32 or float64; or "pallas",
+    kernels: "xla"; "native", layers by native/, which must be registered, on a CPU; or "pallas",
     on a GPU. See choose_kernels.
     """
 

@@ -114,10 +114,11 @@ class Gated(nn.Module):
         skip = self.param("skip", nn.initializers.ones, (c,)) if c == features else None
         if self.kernels != "xla" and all(sizes):
             return _by_kernels(self.kernels, x, windows, norm, conv_in, conv_out, skip)
-        windows, conv_in, conv_out, skip = jax.tree.map(lambda p: p.astype(self.dtype), (windows, conv_in, conv_out, skip))
+        dtype = ops.compute_dtype(self.dtype, self.kernels)
+        x, windows, conv_in, conv_out, skip = jax.tree.map(lambda p: p.astype(dtype), (x, windows, conv_in, conv_out, skip))
         y = ops.conv_pointwise(normalize_channels(look(x, windows), *norm), conv_in[0]) + conv_in[1]
         y = ops.conv_pointwise(gated_product(y), conv_out[0]) + conv_out[1]
-        return y if skip is None else y + x * skip
+        return (y if skip is None else y + x * skip).astype(self.dtype)
 
 
 def look(x, windows: dict):
@@ -138,7 +139,7 @@ def _by_kernels(name, x, windows, norm, conv_in, conv_out, skip):
     dilations = tuple(WINDOWS[window][1] for window in windows)
     if name == "pallas":
         return gate_kernels.gated_layer(x, windows_of, weights, dilations, functools.partial(ops.average, size=POOL))
-    windows_of, weights = jax.tree.map(lambda p: p.astype(x.dtype), (windows_of, weights))
+    windows_of, weights = jax.tree.map(lambda p: p.astype(ops.wide(x.dtype)), (windows_of, weights))
     return native_gated.gated_layer(x, windows_of, weights, dilations, POOL)
 
 
@@ -152,9 +153,10 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
-        kernel, bias = BiasedKernel(self.dtype, name="conv")(spec.kernel, spec.kernel, x.shape[-1], spec.features)
-        y = ops.conv_dense(x, kernel, dilation=spec.dilation, padding=spec.padding) + bias
-        return normalize_channels(y, *ChannelScale(name="norm")(spec.features))
+        dtype = ops.compute_dtype(self.dtype, self.kernels)
+        kernel, bias = BiasedKernel(dtype, name="conv")(spec.kernel, spec.kernel, x.shape[-1], spec.features)
+        y = ops.conv_dense(x.astype(dtype), kernel, dilation=spec.dilation, padding=spec.padding) + bias
+        return normalize_channels(y, *ChannelScale(name="norm")(spec.features)).astype(self.dtype)
 
 
 class SeparableNorm(nn.Module):
@@ -167,11 +169,13 @@ class SeparableNorm(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
-        kernel = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1])).astype(self.dtype)
+        dtype = ops.compute_dtype(self.dtype, self.kernels)
+        kernel = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1])).astype(dtype)
         window = {"stride": spec.stride, "dilation": spec.dilation, "padding": spec.padding}
-        y = ops.conv_depthwise(x, kernel, **window, pallas=self.kernels == "pallas")
-        kernel, bias = BiasedKernel(self.dtype, name="conv_pw")(1, 1, x.shape[-1], spec.features)
-        return normalize_channels(ops.conv_pointwise(y, kernel) + bias, *ChannelScale(name="norm")(spec.features))
+        y = ops.conv_depthwise(x.astype(dtype), kernel, **window, pallas=self.kernels == "pallas")
+        kernel, bias = BiasedKernel(dtype, name="conv_pw")(1, 1, x.shape[-1], spec.features)
+        y = normalize_channels(ops.conv_pointwise(y, kernel) + bias, *ChannelScale(name="norm")(spec.features))
+        return y.astype(self.dtype)
 
 
 MODULES = {"conv_ln": ConvNorm, "separable_ln": SeparableNorm, "gated": Gated}

@@ -83,13 +83,13 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
-        kernel = self.param("conv", _kernel_init, (spec.kernel, spec.kernel, x.shape[-1], spec.features))
-        kernel = kernel.astype(self.dtype)
+        dtype = ops.compute_dtype(self.dtype, self.kernels)
+        kernel = self.param("conv", _kernel_init, (spec.kernel, spec.kernel, x.shape[-1], spec.features)).astype(dtype)
         norm = NormRelu(spec.features, self.axis_name, name="norm")
         if self.kernels == "native":
-            no_taps = jnp.zeros((spec.kernel, spec.kernel, x.shape[-1]), x.dtype)
+            no_taps = jnp.zeros((spec.kernel, spec.kernel, x.shape[-1]), dtype)
             return norm(_native(spec, x, no_taps, kernel.reshape(-1, spec.features), False, train), train=train)
-        return norm(ops.conv_dense(x, kernel, **_window(spec)), train=train)
+        return norm(ops.conv_dense(x.astype(dtype), kernel, **_window(spec)).astype(self.dtype), train=train)
 
 
 class Separable(nn.Module):
@@ -103,15 +103,16 @@ class Separable(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         spec = self.layer
-        kernel_dw = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1])).astype(self.dtype)
-        kernel_pw = self.param("conv_pw", _kernel_init, (1, 1, x.shape[-1], spec.features)).astype(self.dtype)
+        dtype = ops.compute_dtype(self.dtype, self.kernels)
+        kernel_dw = self.param("conv_dw", _kernel_init, (spec.kernel, spec.kernel, 1, x.shape[-1])).astype(dtype)
+        kernel_pw = self.param("conv_pw", _kernel_init, (1, 1, x.shape[-1], spec.features)).astype(dtype)
         size = (spec.output_size(x.shape[1]), spec.output_size(x.shape[2]), spec.features)
         shortcut = size == x.shape[1:]
         norm = NormRelu(spec.features, self.axis_name, name="norm")
         if self.kernels == "native":
             return norm(_native(spec, x, kernel_dw[:, :, 0], kernel_pw[0, 0], shortcut, train), train=train)
-        y = ops.conv_depthwise(x, kernel_dw, **_window(spec), pallas=self.kernels == "pallas")
-        y = ops.conv_pointwise(y, kernel_pw)
+        y = ops.conv_depthwise(x.astype(dtype), kernel_dw, **_window(spec), pallas=self.kernels == "pallas")
+        y = ops.conv_pointwise(y, kernel_pw).astype(self.dtype)
         return norm(y, x if shortcut else None, train=train)
 
 
@@ -124,7 +125,7 @@ def _native(spec, x, taps, matrix, shortcut, train):
     window = Window(spec.kernel, spec.stride, spec.dilation, spec.padding, spec.kind == "separable")
 
     def block(a, b, axis_name=None):
-        a, b = a.astype(x.dtype), b.astype(x.dtype)
+        a, b = a.astype(matrix.dtype), b.astype(matrix.dtype)
         if train:
             return native_block(x, taps, matrix, a, b, window, shortcut, axis_name)
         return native_apply(x, taps, matrix, a, b, window, shortcut)

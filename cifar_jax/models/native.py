@@ -24,7 +24,8 @@ from cifar_jax.files import default_cache_dir
 
 SOURCES = Path(__file__).parent / "native"
 FUNCTIONS = ("block_apply", "block_forward", "relu_sums", "block_backward", "gated_forward", "gated_backward")
-REALS = {"float32": "float", "float64": "double"}
+REALS = {"float32": "float", "float64": "double", "bfloat16": "bfloat16"}
+DEFINES = {"float": ("-DREAL=float",), "double": ("-DREAL=double",), "bfloat16": ("-DREAL=float", "-DBFLOAT16")}
 # Sums may be taken in any order. Not -ffast-math: a library linked so makes its process round small numbers to zero.
 ORDER = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", *ORDER, "-fPIC", "-shared")
@@ -49,14 +50,14 @@ def _cpu() -> str:
 
 
 def build(real: str, cache: Path) -> Path:
-    """Compiles native/ for numbers of type `real` ("float" or "double"), unless the cache holds it; returns the library.
+    """Compiles native/ for arrays of type `real` (a key of DEFINES), unless the cache holds it; returns the library.
 
     Raises OSError or subprocess.SubprocessError where that fails.
     """
     compiler = find_compiler()
     if compiler is None:
         raise FileNotFoundError("no C compiler; install one, or `pip install ziglang`")
-    command = [*compiler, *FLAGS, f"-DREAL={real}", f"-I{jax.ffi.include_dir()}", *map(str, sorted(SOURCES.glob("*.c")))]
+    command = [*compiler, *FLAGS, *DEFINES[real], f"-I{jax.ffi.include_dir()}", *map(str, sorted(SOURCES.glob("*.c")))]
     parts = [*map(str, command), jaxlib.__version__, _cpu(), *(p.read_text() for p in sorted(SOURCES.glob("*.[ch]")))]
     library = cache / f"layers-{real}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     if not library.exists():
@@ -97,6 +98,9 @@ def register(real: str) -> str:
 
 
 def call(name: str, results, *arguments, **attributes: int):
-    """The function `name` on arrays, the first of which says of what type the others are; results: their shapes."""
+    """The function `name` on arrays, images first, whose type says which is called; those beside them are of ops.wide of it.
+
+    results: their shapes.
+    """
     call = jax.ffi.ffi_call(f"cifar_jax_{name}_{REALS[arguments[0].dtype.name]}", results, vmap_method="sequential")
     return call(*arguments, **{key: np.int64(value) for key, value in attributes.items()})

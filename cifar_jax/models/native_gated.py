@@ -12,9 +12,10 @@ from cifar_jax.models.gate_kernels import Weights, Windows
 
 
 def gated_layer(x, windows: Windows, weights: Weights, dilations: tuple[int, ...], pool: int):
-    """(b, h, w, c) -> (b, h, w, features), all of float32 or of float64; see gate_kernels.gated_layer.
+    """(b, h, w, c) -> (b, h, w, features); see gate_kernels.gated_layer. Once differentiable, in reverse.
 
-    Three windows of odd sides; pool: the side, odd, of the average that precedes the last. Once differentiable, in reverse.
+    x: of float32, float64 or bfloat16; weights: of ops.wide of it. Three windows of odd sides; pool: the side, odd, of the
+    average that precedes the last.
     """
     # Scale and bias of the norm as part of what follows it: small matrices in place of whole activations.
     matrix = weights.scale[:, None] * weights.conv_in

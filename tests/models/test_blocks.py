@@ -21,7 +21,7 @@ if not native.find_compiler():
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    assert native.register("float") == native.register("double") == ""
+    assert native.register("float") == native.register("double") == native.register("bfloat16") == ""
 
 
 def xla_block(x, taps, matrix, scale, bias, window, shortcut, axis_name):
@@ -98,6 +98,26 @@ def test_float32_is_as_near_to_float64_as_xla_is(window, channels, features, sho
                 assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()  # 100 times float32's epsilon
 
 
+@LAYERS
+def test_bfloat16_is_within_its_rounding_of_float64(window, channels, features, shortcut):
+    """Outputs and gradients are rounded to 8 bits, and on some machines what is multiplied. The bias keeps relu open: which
+    values it cuts is a matter of the rounding, and so would the gradients be.
+    """
+    with jax.enable_x64(True):
+        x, *weights, bias = draw_arrays(8, (11, 11), channels, features, window, "float32")
+        arrays = [x.astype("bfloat16"), *weights, bias + 8]
+        exact = outputs_and_gradients(xla_block, [a.astype("float64") for a in arrays], window, shortcut)
+        result = outputs_and_gradients(native_block, arrays, window, shortcut)
+        (out, mean, var), _ = exact
+        gain = (arrays[3] / jnp.sqrt(var + EPSILON)).astype("float32")
+        applied = native_apply(*arrays[:3], gain, jnp.zeros(features, "float32"), window, shortcut)
+        assert [a.dtype for a in (result[0][0], applied, result[1][0])] == ["bfloat16"] * 3
+        assert all(a.dtype == "float32" for a in (*result[0][1:], *result[1][1:]))
+        known = jax.nn.relu(out + mean * gain - arrays[4])  # as out is positive
+        for got, want in zip(jax.tree.leaves((result, applied)), jax.tree.leaves((exact, known)), strict=True):
+            assert np.linalg.norm(got.astype("float64") - want) <= 1e-2 * np.linalg.norm(want)
+
+
 @given(cases())
 @settings(max_examples=3)
 def test_known_statistics_give_the_same_output_and_gradients(case):
@@ -108,6 +128,15 @@ def test_known_statistics_give_the_same_output_and_gradients(case):
         gain = arrays[3] / jnp.sqrt(var + EPSILON)
         arrays[3:] = gain, arrays[4] - mean * gain
         chex.assert_trees_all_close(native_apply(*arrays, window, shortcut), out, rtol=1e-9, atol=1e-9)
+
+
+def test_a_network_in_use_has_a_gradient_in_bfloat16_too():
+    window = NETWORK["same"][0]
+    x, *arrays = draw_arrays(2, (8, 8), 24, 24, window, "float32")
+    grads = [jax.grad(lambda x: (native_apply(x, *arrays, window, True).astype("float32") ** 2).sum())(x.astype(dtype))
+             for dtype in ("bfloat16", "float32")]  # fmt: skip
+    assert grads[0].dtype == "bfloat16"
+    assert np.linalg.norm(grads[0].astype("float32") - grads[1]) <= 2e-2 * np.linalg.norm(grads[1])
 
 
 def test_a_network_in_use_has_a_gradient():
@@ -132,10 +161,12 @@ def test_a_variance_that_overflows_ends_as_nan():
     assert np.isfinite(total(x)) and np.isnan(total(x * 1e30))
 
 
-def test_nan_is_not_hidden_by_relu():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nan_is_not_hidden_by_relu(dtype):
     window = NETWORK["first"][0]
     x, *arrays = draw_arrays(4, (8, 8), 3, 32, window, "float32")
-    assert np.isnan(native_apply(x.at[0, 2, 2].set(np.nan), *arrays, window, False)[0, 2, 2]).all()
+    x = x.at[0, 2, 2].set(np.nan).astype(dtype)
+    assert np.isnan(native_apply(x, *arrays, window, False)[0, 2, 2]).all()
 
 
 @LAYERS

@@ -68,11 +68,13 @@ def test_parameters_and_statistics_stay_float32_in_bfloat16(model_config, varian
     assert {leaf.dtype for leaf in jax.tree.leaves((init_shapes(model), updated))} == {jnp.dtype("float32")}
 
 
-def test_bfloat16_is_used_for_the_computation():
+def test_activations_are_of_the_networks_type_but_a_cpu_multiplies_no_bfloat16():
     def jaxpr(dtype):
         return train_jaxpr(Network(LAYERS, 10, dtype=dtype))
 
     assert "bf16[2,32,32,4]" in jaxpr(jnp.bfloat16)
+    products = [line for line in jaxpr(jnp.bfloat16).splitlines() if "dot_general" in line]
+    assert products and not any("bf16" in line for line in products)
     assert "bf16" not in jaxpr(jnp.float32)
 
 

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -117,6 +119,74 @@ def test_exp_and_tanh_have_the_errors_that_are_stated(tmp_path, dtype):
     np.testing.assert_allclose(factors, [np.nan, 0, 1, 0, 1, 1, 0, np.tanh(1)] * 2, rtol=1e-6)
 
 
+BFLOAT16 = """
+#include "gemm.h"
+void narrow(const REAL* from, STORED* by_vector, STORED* one_by_one, int64_t count) {
+  write_row(by_vector, from, count);
+  for (int64_t i = 0; i < count; i++) one_by_one[i] = write_one(from[i]);
+}
+void widen(const STORED* from, REAL* by_vector, REAL* one_by_one, int64_t count) {
+  read_row(by_vector, from, count);
+  for (int64_t i = 0; i < count; i++) one_by_one[i] = read_one(from[i]);
+}
+// c (m x n) = a (m x depth) b, of rows of `width` and n numbers; turned: += a' (depth x m)' b.
+void multiply(REAL* a, REAL* b, REAL* c, int64_t m, int64_t n, int64_t depth, int64_t width, int64_t turned) {
+  const REAL* left = turned ? pair_across(a, depth, width, a) : pair_along(a, m, depth, width, a);
+  gemm(m, n, depth, left, turned ? 1 : width, turned ? width : 1, pair_across(b, depth, n, b), n, c, n, turned);
+}
+"""
+
+
+@pytest.fixture(scope="module", params=["", "-mno-avx512bf16"])
+def half(request, tmp_path_factory):
+    """BFLOAT16 compiled for this machine, and without the instructions for it that it may have."""
+    if request.param and platform.machine() != "x86_64":
+        pytest.skip("a flag of x86-64")
+    folder = tmp_path_factory.mktemp("half")
+    (folder / "half.c").write_text(BFLOAT16)
+    command = [*native.find_compiler(), *native.FLAGS, *request.param.split(), *native.DEFINES["bfloat16"]]
+    subprocess.run([*command, f"-I{native.SOURCES}", folder / "half.c", "-o", folder / "half.so"], check=True)
+    return ctypes.CDLL(str(folder / "half.so"))
+
+
+def pointers(*arrays):
+    return [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
+
+
+def test_bfloat16_is_rounded_to_the_nearest_and_back(half):
+    rng = np.random.default_rng(0)
+    ties = np.arange(0x3F808000, 0x3F888000, 0x10000, dtype=np.uint32).view(np.float32)
+    nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000], np.uint32).view(np.float32)
+    values = np.concatenate(
+        [rng.standard_normal(99) * 10.0 ** rng.integers(-30, 30, 99), ties, -ties, [0, -0.0, np.inf, -np.inf]]
+    )
+    values = np.concatenate([values.astype(np.float32), nans, [np.finfo(np.float32).max]]).astype(np.float32)
+    stored, wide = (np.zeros((2, len(values)), dtype) for dtype in (np.uint16, np.float32))
+    half.narrow(*pointers(values, *stored), ctypes.c_int64(len(values)))
+    with np.errstate(invalid="ignore"):
+        expected = values.astype(jnp.bfloat16).astype(np.float32)
+    for found in stored:
+        np.testing.assert_array_equal(found.view(jnp.bfloat16).astype(np.float32), expected)
+        half.widen(*pointers(found, *wide), ctypes.c_int64(len(values)))
+        np.testing.assert_array_equal(wide, [expected, expected])
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("m, n, depth", [(1, 1, 1), (13, 40, 27), (29, 16, 48), (12, 33, 2)])
+def test_products_of_bfloat16_are_summed_in_float32(half, m, n, depth, turned):
+    """Numbers that are of bfloat16, so that the products are exact, whether or not the machine multiplies such."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-128, 128, shape).astype(np.float32) for shape in ((m, depth), (depth, n)))
+    wide = [np.full((len(rows), (rows.shape[1] + 15) // 16 * 16), np.nan, np.float32) for rows in ((a.T if turned else a), b)]
+    for rows, values in zip(wide, ((a.T if turned else a), b), strict=True):
+        rows[:, : values.shape[1]] = values
+    wide[1][np.isnan(wide[1])] = 0
+    c = np.ones((m, wide[1].shape[1]), np.float32)
+    sizes = m, c.shape[1], depth, wide[0].shape[1], turned
+    half.multiply(*pointers(*wide, c), *map(ctypes.c_int64, sizes))
+    np.testing.assert_array_equal(c[:, :n], a @ b + turned)
+
+
 # A gated layer with its gradient, and a training step of a network whose blocks are all native.
 DIGESTS = f"""
 import hashlib, os, sys
@@ -128,10 +198,11 @@ from cifar_jax.config import read_config
 from cifar_jax.models import native
 from test_native_gated import draw, make_run
 
-assert native.register("float") == ""
+assert native.register("float") == native.register("bfloat16") == ""
 config = read_config("configs/base.py", ["--config.model.widths=(8,8,12,16)", "--config.train.batch_size=40"])
 step, *arguments = kernels.make_steps(config)["training"]
-results = make_run(12, "native")(*draw(12, 12, (40, 8, 8), "float32")), jax.jit(step)(*arguments)[0].params
+layers = [make_run(12, "native")(*draw(12, 12, (40, 8, 8), dtype)) for dtype in ("float32", "bfloat16")]
+results = layers, jax.jit(step)(*arguments)[0].params
 print(hashlib.sha256(b"".join(numpy.asarray(leaf).tobytes() for leaf in jax.tree.leaves(results))).hexdigest())
 """
 

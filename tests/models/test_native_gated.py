@@ -16,7 +16,7 @@ if not native.find_compiler():
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    assert native.register("float") == native.register("double") == ""
+    assert native.register("float") == native.register("double") == native.register("bfloat16") == ""
 
 
 def draw(channels, features, shape, dtype):
@@ -55,6 +55,19 @@ def test_float64_equals_xla_whatever_the_shape(channels, features, rows, cols, b
 @pytest.mark.parametrize("channels, size", [(56, 32), (96, 16)])
 def test_float32_equals_xla_in_the_layers_of_record(channels, size):
     check(channels, channels, (2, size, size), jnp.float32, 5e-6)  # 40 times float32's epsilon, for sums of up to 2,048
+
+
+@pytest.mark.parametrize("channels, features, size", [(56, 56, 32), (13, 7, 7)])
+def test_bfloat16_is_within_its_rounding_of_float64(channels, features, size):
+    with jax.enable_x64(True):
+        params, *images = draw(channels, features, (2, size, size), jnp.float32)
+        arguments = params, *(a.astype(jnp.bfloat16) for a in images)
+        y, params_grad, x_grad = got = make_run(features, "native")(*arguments)
+        exact = make_run(features, "xla")(*jax.tree.map(lambda a: a.astype(jnp.float64), arguments))
+        assert y.dtype == x_grad.dtype == jnp.bfloat16
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params_grad))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
+            assert np.linalg.norm(a.astype(jnp.float64) - b) <= 1e-2 * np.linalg.norm(b)
 
 
 def test_large_values_are_finite_and_nan_is_not_hidden():

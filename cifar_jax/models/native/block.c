@@ -19,7 +19,7 @@ static Geometry make_geometry(const XLA_FFI_CallFrame* frame, const int64_t* x, 
   return with_sizes(g);
 }
 
-static void make_windows(const Geometry* g, const REAL* x, const REAL* taps, REAL* image, REAL* windows) {
+static void make_windows(const Geometry* g, const STORED* x, const REAL* taps, REAL* image, REAL* windows) {
   pad_image(g, x, g->channels, image);
   if (g->depthwise)
     depthwise(g, image, taps, windows);
@@ -32,13 +32,14 @@ static void make_windows(const Geometry* g, const REAL* x, const REAL* taps, REA
 typedef struct {
   Geometry g;
   int has_shortcut;
-  const REAL *x, *taps, *matrix, *affine;  // affine: gain, offset
-  REAL* y;
+  const STORED* x;
+  const REAL *taps, *matrix, *affine;  // affine: gain, offset
+  STORED* y;
   double* moments;  // of each group: mean, then sum of squared deviations; or NULL
 } Forward;
 
 // Copies an image's output out of scratch and merges its moments into the group's, as Chan et al. (1983) do.
-static void write_output(const Geometry* g, const REAL* from, REAL* y, REAL* sums, double* moments, int64_t earlier) {
+static void write_output(const Geometry* g, const REAL* from, STORED* y, REAL* sums, double* moments, int64_t earlier) {
   REAL* squares = sums + g->feature_width;
   for (int64_t f = 0; f < g->feature_width; f += LANES) {
     const Vector first = load(from + f);  // from the first position: no cancellation
@@ -52,10 +53,10 @@ static void write_output(const Geometry* g, const REAL* from, REAL* y, REAL* sum
     store(squares + f, square);
   }
   if (g->features == g->feature_width)
-    memcpy(y, from, g->positions * g->features * sizeof(REAL));
+    write_row(y, from, g->positions * g->features);
   else
     for (int64_t p = 0; p < g->positions; p++)
-      memcpy(y + p * g->features, from + p * g->feature_width, g->features * sizeof(REAL));
+      write_row(y + p * g->features, from + p * g->feature_width, g->features);
   const double count = g->positions, total = count + earlier;
   for (int64_t f = 0; f < g->features; f++) {
     const double shift = sums[f] / count, delta = from[f] + shift - moments[f];
@@ -65,20 +66,20 @@ static void write_output(const Geometry* g, const REAL* from, REAL* y, REAL* sum
 }
 
 // y = relu(gain * from + offset [+ x]); a NaN stays one.
-static void write_relu(const Forward* f, const REAL* from, const REAL* x, REAL* y) {
+static void write_relu(const Forward* f, const REAL* from, const STORED* x, STORED* y) {
   const Geometry* g = &f->g;
   const REAL *gain = f->affine, *offset = gain + g->features;
   for (int64_t p = 0; p < g->positions; p++, from += g->feature_width, x += g->features, y += g->features) {
-    REAL* restrict to = y;
+    STORED* restrict to = y;
     if (f->has_shortcut)
       for (int64_t i = 0; i < g->features; i++) {
-        const REAL value = from[i] * gain[i] + offset[i] + x[i];
-        to[i] = value < 0 ? 0 : value;
+        const REAL value = from[i] * gain[i] + offset[i] + read_one(x[i]);
+        to[i] = write_one(value < 0 ? 0 : value);
       }
     else
       for (int64_t i = 0; i < g->features; i++) {
         const REAL value = from[i] * gain[i] + offset[i];
-        to[i] = value < 0 ? 0 : value;
+        to[i] = write_one(value < 0 ? 0 : value);
       }
   }
 }
@@ -92,11 +93,11 @@ static void forward_group(void* context, int64_t group) {
   REAL* sums = out + g->positions * g->feature_width;
   int64_t earlier = 0;
   for (int64_t n = first_image(group, g->batch); n < first_image(group + 1, g->batch); n++, earlier += g->positions) {
-    const REAL* x = f->x + n * g->height * g->width * g->channels;
-    REAL* y = f->y + n * g->positions * g->features;
+    const STORED* x = f->x + n * g->height * g->width * g->channels;
+    STORED* y = f->y + n * g->positions * g->features;
     make_windows(g, x, f->taps, image, windows);
-    gemm(g->positions, g->feature_width, g->depth, windows, g->depth_width, 1, f->matrix, g->feature_width, out,
-         g->feature_width, 0);
+    const REAL* rows = pair_along(windows, g->positions, g->depth, g->depth_width, windows);
+    gemm(g->positions, g->feature_width, g->depth, rows, g->depth_width, 1, f->matrix, g->feature_width, out, g->feature_width, 0);
     if (f->moments)
       write_output(g, out, y, sums, f->moments + group * 2 * g->features, earlier);
     else
@@ -109,7 +110,8 @@ static void run_forward(const XLA_FFI_CallFrame* frame, Forward* f) {
   const Geometry* g = &f->g;
   REAL* taps = widen(argument(frame, 1), g->kernel * g->kernel, g->channels, g->pixel);
   REAL* matrix = widen(argument(frame, 2), g->depth, g->features, g->feature_width);
-  f->x = argument(frame, 0), f->y = result(frame, 0), f->taps = taps, f->matrix = matrix;
+  f->x = images(frame, 0), f->y = result_images(frame, 0), f->taps = taps;
+  f->matrix = pair_across(matrix, g->depth, g->feature_width, matrix);
   parallel(frame, min(GROUPS, g->batch), forward_group, f);
   free(matrix), free(taps);
 }
@@ -152,8 +154,9 @@ XLA_FFI_Error* block_forward(XLA_FFI_CallFrame* frame) {
 
 typedef struct {
   int64_t batch, positions, features;
-  const REAL *grad, *y, *shortcut, *affine;  // affine: gain, offset, mean
-  double* sums;                              // of each group: masked grad, masked grad * (y - mean)
+  const STORED *grad, *y, *shortcut;
+  const REAL* affine;  // gain, offset, mean
+  double* sums;        // of each group: masked grad, masked grad * (y - mean)
 } Reduction;
 
 INLINE REAL masked(REAL grad, REAL y, REAL gain, REAL offset, REAL shortcut) {
@@ -166,10 +169,10 @@ INLINE void reduce_lanes(const Reduction* r, int has_shortcut, int64_t first, in
   const Vector gain = load(r->affine + f), offset = load(r->affine + features + f), mean = load(r->affine + 2 * features + f);
   Vector plain = {0}, product = {0};
   for (int64_t at = first + f; at < first + r->positions * features; at += features) {
-    const Vector y = load(r->y + at);
+    const Vector y = read(r->y + at);
     Vector input = y * gain + offset;
-    if (has_shortcut) input += load(r->shortcut + at);
-    const Vector grad = where_positive(input, load(r->grad + at));
+    if (has_shortcut) input += read(r->shortcut + at);
+    const Vector grad = where_positive(input, read(r->grad + at));
     plain += grad;
     product += grad * (y - mean);
   }
@@ -182,8 +185,9 @@ static void reduce_one(const Reduction* r, int64_t first, int64_t f, double* sum
   const REAL gain = r->affine[f], offset = r->affine[features + f], mean = r->affine[2 * features + f];
   REAL plain = 0, product = 0;
   for (int64_t at = first + f; at < first + r->positions * features; at += features) {
-    const REAL grad = masked(r->grad[at], r->y[at], gain, offset, r->shortcut ? r->shortcut[at] : 0);
-    plain += grad, product += grad * (r->y[at] - mean);
+    const REAL y = read_one(r->y[at]);
+    const REAL grad = masked(read_one(r->grad[at]), y, gain, offset, r->shortcut ? read_one(r->shortcut[at]) : 0);
+    plain += grad, product += grad * (y - mean);
   }
   sums[f] += plain, sums[features + f] += product;
 }
@@ -207,8 +211,8 @@ static void reduce_group(void* context, int64_t group) {
 XLA_FFI_Error* relu_sums(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
   const int64_t* shape = argument_shape(frame, 1);
-  Reduction r = {shape[0], shape[1] * shape[2], shape[3], argument(frame, 0), argument(frame, 1),
-                 frame->args.size > 3 ? argument(frame, 3) : NULL, argument(frame, 2)};
+  Reduction r = {shape[0], shape[1] * shape[2], shape[3], images(frame, 0), images(frame, 1),
+                 frame->args.size > 3 ? images(frame, 3) : NULL, argument(frame, 2)};
   const int64_t groups = min(GROUPS, r.batch);
   r.sums = zeros(groups * 2 * r.features, sizeof(double));
   parallel(frame, groups, reduce_group, &r);
@@ -226,8 +230,10 @@ XLA_FFI_Error* relu_sums(XLA_FFI_CallFrame* frame) {
 typedef struct {
   Geometry g, transposed;
   int has_shortcut, wants_x, gathers;
-  const REAL *grad, *y, *x, *affine, *taps, *reversed, *turned;  // affine: gain, offset; then the gradient of y as a, b, c
-  REAL *x_grad, *sums;                                // sums of each group: gradient of the matrix, then of the taps
+  const STORED *grad, *y, *x;
+  const REAL *affine, *taps, *reversed, *turned;  // affine: gain, offset; then the gradient of y as a, b, c
+  STORED* x_grad;
+  REAL* sums;  // of each group: gradient of the matrix, then of the taps
 } Backward;
 
 // Gradient of y = a * masked grad + b * y + c, into scratch.
@@ -238,14 +244,19 @@ static void normalization_backward(const Backward* b, int64_t n, REAL* to) {
              *constant = slope + features;
   const int64_t first = n * g->positions * features;
   for (int64_t p = 0; p < g->positions; p++, to += g->feature_width) {
-    const REAL *grad = b->grad + first + p * features, *y = b->y + first + p * features, *shortcut = b->x + first + p * features;
+    const int64_t at = first + p * features;
+    const STORED *grad = b->grad + at, *values = b->y + at, *shortcut = b->x + at;
     REAL* restrict row = to;
     if (b->has_shortcut)
-      for (int64_t f = 0; f < features; f++)
-        row[f] = scale[f] * masked(grad[f], y[f], gain[f], offset[f], shortcut[f]) + slope[f] * y[f] + constant[f];
+      for (int64_t f = 0; f < features; f++) {
+        const REAL y = read_one(values[f]), kept = masked(read_one(grad[f]), y, gain[f], offset[f], read_one(shortcut[f]));
+        row[f] = scale[f] * kept + slope[f] * y + constant[f];
+      }
     else
-      for (int64_t f = 0; f < features; f++)
-        row[f] = scale[f] * masked(grad[f], y[f], gain[f], offset[f], 0) + slope[f] * y[f] + constant[f];
+      for (int64_t f = 0; f < features; f++) {
+        const REAL y = read_one(values[f]), kept = masked(read_one(grad[f]), y, gain[f], offset[f], 0);
+        row[f] = scale[f] * kept + slope[f] * y + constant[f];
+      }
     for (int64_t f = features; f < g->feature_width; f++) row[f] = 0;
   }
 }
@@ -259,12 +270,13 @@ static void write_x_grad(const Backward* b, int64_t n, const REAL* image_grad, i
     for (int64_t j = 0; j < g->width; j++) {
       const REAL* from = image_grad + i * line + j * g->pixel;
       const int64_t at = first + (i * g->width + j) * c;
-      REAL* restrict to = b->x_grad + at;
-      const REAL *grad = b->grad + at, *y = b->y + at, *x = b->x + at;
+      STORED* restrict to = b->x_grad + at;
+      const STORED *grad = b->grad + at, *y = b->y + at, *x = b->x + at;
       if (b->has_shortcut)
-        for (int64_t f = 0; f < c; f++) to[f] = from[f] + masked(grad[f], y[f], gain[f], offset[f], x[f]);
+        for (int64_t f = 0; f < c; f++)
+          to[f] = write_one(from[f] + masked(read_one(grad[f]), read_one(y[f]), gain[f], offset[f], read_one(x[f])));
       else
-        memcpy(to, from, c * sizeof(REAL));
+        write_row(to, from, c);
     }
 }
 
@@ -273,7 +285,7 @@ static void windows_backward(const Backward* b, int64_t n, const REAL* windows_g
   const Geometry* g = &b->g;
   if (b->gathers) {
     REAL* padded_grad = image_grad + g->height * g->width * g->pixel;
-    pad_image(&b->transposed, windows_grad, g->pixel, padded_grad);
+    pad_scratch(&b->transposed, windows_grad, padded_grad);
     depthwise(&b->transposed, padded_grad, b->reversed, image_grad);
     write_x_grad(b, n, image_grad, g->width * g->pixel);
     return;
@@ -291,20 +303,24 @@ static void backward_group(void* context, int64_t group) {
   const Geometry* g = &b->g;
   const int64_t windows_size = g->positions * g->depth_width;
   const int64_t x_size = b->gathers ? g->height * g->width * g->pixel + b->transposed.image : g->image;
-  REAL* image = scratch(g->image + 2 * windows_size + g->positions * g->feature_width + x_size);
+  const int64_t y_size = g->positions * g->feature_width;
+  REAL* image = scratch(g->image + 2 * windows_size + 2 * y_size + x_size);
   REAL* windows = image + g->image;
   REAL* y_grad = windows + windows_size;
-  REAL* windows_grad = y_grad + g->positions * g->feature_width;
+  REAL* y_pairs = y_grad + y_size;
+  REAL* windows_grad = y_pairs + y_size;
   REAL* image_grad = windows_grad + windows_size;
   REAL* matrix_grad = b->sums + group * (g->depth * g->feature_width + g->kernel * g->kernel * g->pixel);
   REAL* taps_grad = matrix_grad + g->depth * g->feature_width;
   for (int64_t n = first_image(group, g->batch); n < first_image(group + 1, g->batch); n++) {
     make_windows(g, b->x + n * g->height * g->width * g->channels, b->taps, image, windows);
     normalization_backward(b, n, y_grad);
-    gemm(g->depth, g->feature_width, g->positions, windows, 1, g->depth_width, y_grad, g->feature_width, matrix_grad,
-         g->feature_width, 1);
+    const REAL* columns = pair_across(windows, g->positions, g->depth_width, windows);
+    gemm(g->depth, g->feature_width, g->positions, columns, 1, g->depth_width,
+         pair_across(y_grad, g->positions, g->feature_width, y_pairs), g->feature_width, matrix_grad, g->feature_width, 1);
     if (!b->wants_x && !g->depthwise) continue;
-    gemm(g->positions, g->depth_width, g->features, y_grad, g->feature_width, 1, b->turned, g->depth_width, windows_grad,
+    const REAL* rows = pair_along(y_grad, g->positions, g->features, g->feature_width, y_grad);
+    gemm(g->positions, g->depth_width, g->features, rows, g->feature_width, 1, b->turned, g->depth_width, windows_grad,
          g->depth_width, 0);
     if (g->depthwise) taps_backward(g, image, windows_grad, taps_grad);
     if (b->wants_x) windows_backward(b, n, windows_grad, image_grad);
@@ -316,7 +332,7 @@ XLA_FFI_Error* block_backward(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
   Backward b = {.g = make_geometry(frame, argument_shape(frame, 2), argument_shape(frame, 1)),
                 .has_shortcut = attribute(frame, "shortcut"), .wants_x = frame->rets.size > 2,
-                .grad = argument(frame, 0), .y = argument(frame, 1), .x = argument(frame, 2), .affine = argument(frame, 3)};
+                .grad = images(frame, 0), .y = images(frame, 1), .x = images(frame, 2), .affine = argument(frame, 3)};
   const Geometry* g = &b.g;
   b.transposed = make_transposed(g);
   b.gathers = g->depthwise && g->stride == 1 && b.transposed.padding >= 0;
@@ -325,7 +341,8 @@ XLA_FFI_Error* block_backward(XLA_FFI_CallFrame* frame) {
   REAL* taps = widen(argument(frame, 4), taps_count, g->channels, g->pixel);
   REAL* turned = transpose(argument(frame, 5), g->depth, g->features, g->depth_width);
   REAL* reversed = reverse(taps, taps_count, g->pixel);
-  b.taps = taps, b.reversed = reversed, b.turned = turned, b.x_grad = b.wants_x ? result(frame, 2) : NULL;
+  b.taps = taps, b.reversed = reversed, b.turned = pair_across(turned, g->features, g->depth_width, turned);
+  b.x_grad = b.wants_x ? result_images(frame, 2) : NULL;
   b.sums = zeros(groups * apart, sizeof(REAL));
   parallel(frame, groups, backward_group, &b);
   add_groups(result(frame, 0), b.sums, groups, apart, g->depth, g->features, g->feature_width);

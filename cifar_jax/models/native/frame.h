@@ -1,7 +1,7 @@
 // What XLA hands over with a call: arguments, results, attributes.
 #pragma once
 
-#include "vectors.h"
+#include "stored.h"
 #include "xla/ffi/api/c_api.h"
 
 // The first call asks for the version this was built for.
@@ -15,8 +15,10 @@ static int asks_version(XLA_FFI_CallFrame* frame) {
 }
 
 static const REAL* argument(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->args.args[i])->data; }
+static const STORED* images(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->args.args[i])->data; }
 static const int64_t* argument_shape(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->args.args[i])->dims; }
 static REAL* result(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->rets.rets[i])->data; }
+static STORED* result_images(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->rets.rets[i])->data; }
 static const int64_t* result_shape(const XLA_FFI_CallFrame* frame, int64_t i) { return ((XLA_FFI_Buffer*)frame->rets.rets[i])->dims; }
 
 static int64_t attribute(const XLA_FFI_CallFrame* frame, const char* name) {

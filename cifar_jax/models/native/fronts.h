@@ -5,7 +5,7 @@
 // Windows: (rows * cols) x depth_width numbers; taps run row by row.
 #pragma once
 
-#include "vectors.h"
+#include "stored.h"
 
 typedef struct {
   int64_t batch, height, width, channels;  // of the input
@@ -33,27 +33,36 @@ static Geometry with_sizes(Geometry g) {
 
 INLINE int64_t tap_offset(const Geometry* g, int64_t i, int64_t j) { return i * g->dilation * g->line + j * g->dilation * g->pixel; }
 
-// x (h, w, c) -> the image in scratch; x's positions lie `apart` numbers from each other.
-static void pad_image(const Geometry* g, const REAL* x, int64_t apart, REAL* image) {
+INLINE void copy_in(REAL* to, const void* from, int64_t at, int64_t count, int stored) {
+  if (stored)
+    read_row(to, (const STORED*)from + at, count);
+  else
+    memcpy(to, (const REAL*)from + at, count * sizeof(REAL));
+}
+
+// x (h, w, c), STORED or REAL, -> the image in scratch; x's positions lie `apart` numbers from each other.
+INLINE void pad(const Geometry* g, const void* x, int stored, int64_t apart, REAL* image) {
   const int64_t edge = g->padding * g->pixel;
   memset(image, 0, (g->padding * g->line) * sizeof(REAL));
   memset(image + g->image - g->padding * g->line, 0, (g->padding * g->line) * sizeof(REAL));
-  for (int64_t y = 0; y < g->height; y++) {
+  for (int64_t y = 0, at = 0; y < g->height; y++, at += g->width * apart) {
     REAL* line = image + (y + g->padding) * g->line;
     memset(line, 0, edge * sizeof(REAL));
     if (g->pixel == g->channels && apart == g->channels) {
-      memcpy(line + edge, x, g->width * g->channels * sizeof(REAL));
+      copy_in(line + edge, x, at, g->width * g->channels, stored);
     } else {
       for (int64_t i = 0; i < g->width; i++) {
         REAL* to = line + edge + i * g->pixel;
-        memcpy(to, x + i * apart, g->channels * sizeof(REAL));
+        copy_in(to, x, at + i * apart, g->channels, stored);
         memset(to + g->channels, 0, (g->pixel - g->channels) * sizeof(REAL));
       }
     }
     memset(line + edge + g->width * g->pixel, 0, edge * sizeof(REAL));
-    x += g->width * apart;
   }
 }
+
+static void pad_image(const Geometry* g, const STORED* x, int64_t apart, REAL* image) { pad(g, x, 1, apart, image); }
+static void pad_scratch(const Geometry* g, const REAL* x, REAL* image) { pad(g, x, 0, g->channels, image); }
 
 // 3 x 3: the taps stay in registers.
 static void depthwise_small(const Geometry* g, const REAL* image, const REAL* kernel, REAL* windows) {

@@ -34,7 +34,8 @@ typedef struct {
   Geometry average;  // what the last window's part goes through before it
   REAL *box, *conv_in, *in_bias, *conv_out;
   REAL *in_turned, *out_turned;  // for the gradient
-  const REAL *x, *out_bias, *skip;
+  const STORED* x;
+  const REAL *out_bias, *skip;
 } Layer;
 
 static Geometry make_geometry(const int64_t* x, int64_t channels, int64_t kernel, int64_t dilation) {
@@ -77,7 +78,11 @@ static Layer make_layer(const XLA_FFI_CallFrame* frame, int64_t at) {
   l.conv_out = widen(argument(frame, at + CONV_OUT), l.hidden, l.features, l.feature_width);
   l.in_turned = transpose(l.conv_in, l.channels, 2 * l.hidden_width, l.width);
   l.out_turned = transpose(argument(frame, at + CONV_OUT), l.hidden, l.features, l.hidden_width);
-  l.x = argument(frame, at);
+  pair_across(l.conv_in, l.channels, 2 * l.hidden_width, l.conv_in);
+  pair_across(l.conv_out, l.hidden, l.feature_width, l.conv_out);
+  pair_across(l.in_turned, 2 * l.hidden_width, l.width, l.in_turned);
+  pair_across(l.out_turned, l.features, l.hidden_width, l.out_turned);
+  l.x = images(frame, at);
   l.out_bias = argument(frame, at + OUT_BIAS);
   l.skip = frame->args.size > at + SKIP ? argument(frame, at + SKIP) : NULL;
   return l;
@@ -96,6 +101,7 @@ typedef struct {
   REAL *normed, *inverse;        // chunk: windows' results of mean 0 and variance 1; 1 / standard deviation
   REAL *hidden, *gated, *out;    // chunk: values, then gates; their product; the result or its gradient
   REAL *normed_grad, *part;      // backward: of a chunk; of an image's part
+  REAL *first, *second;          // chunk: operands of a product in pairs, where numbers are needed as they are, too
 } Scratch;
 
 static REAL* take(REAL** from, int64_t count) {
@@ -112,7 +118,8 @@ static Scratch make_scratch(const Layer* l) {
     if (size > part) part = size;
     seen += size;
   }
-  const int64_t chunk = 2 * l->width + 1 + 3 * l->hidden_width + l->feature_width;
+  const int64_t wider = l->width > l->feature_width ? l->width : l->feature_width;
+  const int64_t chunk = 2 * l->width + 1 + 5 * l->hidden_width + l->feature_width + wider;
   REAL* memory = scratch(image + seen + part + CHUNK * chunk);
   Scratch s = {take(&memory, image)};
   for (int64_t n = 0; n < WINDOWS; n++) s.seen[n] = take(&memory, l->positions * l->windows[n].g.pixel);
@@ -123,6 +130,8 @@ static Scratch make_scratch(const Layer* l) {
   s.out = take(&memory, CHUNK * l->feature_width);
   s.normed_grad = take(&memory, CHUNK * l->width);
   s.part = take(&memory, part);
+  s.first = take(&memory, CHUNK * wider);
+  s.second = take(&memory, CHUNK * 2 * l->hidden_width);
   return s;
 }
 
@@ -131,7 +140,7 @@ static Scratch make_scratch(const Layer* l) {
 // The part of image n that a window sees, padded, in s->image.
 static void pad_part(const Layer* l, int64_t n, int64_t number, const Scratch* s) {
   const Window* w = &l->windows[number];
-  const REAL* part = l->x + n * l->positions * l->channels + w->first;
+  const STORED* part = l->x + n * l->positions * l->channels + w->first;
   if (number < WINDOWS - 1) {
     pad_image(&w->g, part, l->channels, s->image);
     return;
@@ -140,7 +149,7 @@ static void pad_part(const Layer* l, int64_t n, int64_t number, const Scratch* s
   depthwise(&l->average, s->image, l->box, s->part);
   Geometry whole = w->g;  // the average's rows have their zeros
   whole.channels = whole.pixel;
-  pad_image(&whole, s->part, whole.pixel, s->image);
+  pad_scratch(&whole, s->part, s->image);
 }
 
 static void look(const Layer* l, int64_t n, const Scratch* s) {
@@ -155,7 +164,7 @@ static void normalize(const Layer* l, int64_t n, int64_t first, int64_t count, c
   const int64_t c = l->channels, passed = l->windows[0].first;
   for (int64_t p = 0; p < count; p++) {
     REAL* restrict row = s->normed + p * l->width;
-    memcpy(row, l->x + (n * l->positions + first + p) * c, passed * sizeof(REAL));
+    read_row(row, l->x + (n * l->positions + first + p) * c, passed);
     for (int64_t number = 0; number < WINDOWS; number++) {
       const Window* w = &l->windows[number];
       const REAL* seen = s->seen[number] + (first + p) * w->g.pixel;
@@ -193,30 +202,33 @@ static void gate(const Layer* l, int64_t count, const Scratch* s) {
   }
 }
 
-static void forward_image(const Layer* l, int64_t n, const Scratch* s, REAL* y) {
+static void forward_image(const Layer* l, int64_t n, const Scratch* s, STORED* y) {
   const int64_t h = l->hidden_width, width = l->feature_width;
   look(l, n, s);
   for (int64_t first = 0; first < l->positions; first += CHUNK) {
     const int64_t count = min(CHUNK, l->positions - first);
     normalize(l, n, first, count, s);
-    gemm(count, 2 * h, l->channels, s->normed, l->width, 1, l->conv_in, 2 * h, s->hidden, 2 * h, 0);
+    const REAL* normed = pair_along(s->normed, count, l->channels, l->width, s->normed);
+    gemm(count, 2 * h, l->channels, normed, l->width, 1, l->conv_in, 2 * h, s->hidden, 2 * h, 0);
     gate(l, count, s);
-    gemm(count, width, l->hidden, s->gated, h, 1, l->conv_out, width, s->out, width, 0);
+    const REAL* gated = pair_along(s->gated, count, l->hidden, h, s->gated);
+    gemm(count, width, l->hidden, gated, h, 1, l->conv_out, width, s->out, width, 0);
     for (int64_t p = 0; p < count; p++) {
       const int64_t at = n * l->positions + first + p;
-      const REAL *from = s->out + p * width, *x = l->x + at * l->channels;
-      REAL* restrict to = y + at * l->features;
+      const REAL* from = s->out + p * width;
+      const STORED* x = l->x + at * l->channels;
+      STORED* restrict to = y + at * l->features;
       if (l->skip)
-        for (int64_t i = 0; i < l->features; i++) to[i] = from[i] + l->out_bias[i] + x[i] * l->skip[i];
+        for (int64_t i = 0; i < l->features; i++) to[i] = write_one(from[i] + l->out_bias[i] + read_one(x[i]) * l->skip[i]);
       else
-        for (int64_t i = 0; i < l->features; i++) to[i] = from[i] + l->out_bias[i];
+        for (int64_t i = 0; i < l->features; i++) to[i] = write_one(from[i] + l->out_bias[i]);
     }
   }
 }
 
 typedef struct {
   Layer layer;
-  REAL* y;
+  STORED* y;
 } Forward;
 
 static void forward_group(void* context, int64_t group) {
@@ -229,7 +241,7 @@ static void forward_group(void* context, int64_t group) {
 // (x, weights) -> y (b, h, w, features)
 XLA_FFI_Error* gated_forward(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
-  Forward f = {make_layer(frame, 0), result(frame, 0)};
+  Forward f = {make_layer(frame, 0), result_images(frame, 0)};
   parallel(frame, min(GROUPS, f.layer.batch), forward_group, &f);
   free_layer(&f.layer);
   return NULL;
@@ -244,8 +256,9 @@ typedef struct {
 
 typedef struct {
   Layer layer;
-  const REAL* grad;
-  REAL *x_grad, *sums;
+  const STORED* grad;
+  STORED* x_grad;
+  REAL* sums;
   int64_t apart;  // numbers from a group's sums to the next one's
 } Backward;
 
@@ -284,11 +297,11 @@ static void read_grad(const Backward* b, int64_t first, int64_t count, const Scr
   const Layer* l = &b->layer;
   for (int64_t p = 0; p < count; p++) {
     REAL* restrict row = s->out + p * l->feature_width;
-    memcpy(row, b->grad + (first + p) * l->features, l->features * sizeof(REAL));
+    read_row(row, b->grad + (first + p) * l->features, l->features);
     for (int64_t i = l->features; i < l->feature_width; i++) row[i] = 0;
-    const REAL* x = l->x + (first + p) * l->channels;
+    const STORED* x = l->x + (first + p) * l->channels;
     if (l->skip)
-      for (int64_t i = 0; i < l->features; i++) sums->skip[i] += row[i] * x[i];
+      for (int64_t i = 0; i < l->features; i++) sums->skip[i] += row[i] * read_one(x[i]);
   }
   add_rows(s->out, count, l->feature_width, sums->out_bias);
 }
@@ -322,7 +335,7 @@ static void normalize_backward(const Backward* b, int64_t n, int64_t first, int6
     for (int64_t i = 0; i < c; i++) sum += grad[i], product += grad[i] * normed[i];
     sum /= c, product /= c;
     for (int64_t i = 0; i < c; i++) grad[i] = inverse * (grad[i] - sum - normed[i] * product);
-    memcpy(b->x_grad + (n * l->positions + first + p) * c, grad, passed * sizeof(REAL));
+    write_row(b->x_grad + (n * l->positions + first + p) * c, grad, passed);
     for (int64_t number = 0; number < WINDOWS; number++) {
       const Window* w = &l->windows[number];
       REAL* seen = s->seen[number] + (first + p) * w->g.pixel;
@@ -340,16 +353,16 @@ static void window_backward(const Backward* b, int64_t n, int64_t number, const 
   pad_part(l, n, number, s);
   taps_backward(&w->g, s->image, grad, sums->taps[number]);
   add_rows(grad, l->positions, w->g.pixel, sums->biases[number]);
-  pad_image(&w->transposed, grad, w->g.pixel, s->image);
+  pad_scratch(&w->transposed, grad, s->image);
   depthwise(&w->transposed, s->image, w->reversed, s->part);
   if (number == WINDOWS - 1) {  // an average is its own transpose
     Geometry whole = l->average;
     whole.channels = whole.pixel;
-    pad_image(&whole, s->part, whole.pixel, s->image);
+    pad_scratch(&whole, s->part, s->image);
     depthwise(&whole, s->image, l->box, s->part);
   }
   for (int64_t p = 0; p < l->positions; p++)
-    memcpy(b->x_grad + (n * l->positions + p) * l->channels + w->first, s->part + p * w->g.pixel, w->g.channels * sizeof(REAL));
+    write_row(b->x_grad + (n * l->positions + p) * l->channels + w->first, s->part + p * w->g.pixel, w->g.channels);
 }
 
 static void backward_image(const Backward* b, int64_t n, const Scratch* s, const Sums* sums) {
@@ -359,22 +372,29 @@ static void backward_image(const Backward* b, int64_t n, const Scratch* s, const
   for (int64_t first = 0; first < l->positions; first += CHUNK) {
     const int64_t count = min(CHUNK, l->positions - first);
     normalize(l, n, first, count, s);
-    gemm(count, 2 * h, c, s->normed, l->width, 1, l->conv_in, 2 * h, s->hidden, 2 * h, 0);
+    const REAL* normed = pair_along(s->normed, count, c, l->width, s->first);
+    gemm(count, 2 * h, c, normed, l->width, 1, l->conv_in, 2 * h, s->hidden, 2 * h, 0);
     read_grad(b, n * l->positions + first, count, s, sums);
-    gemm(count, h, l->features, s->out, width, 1, l->out_turned, h, s->gated, h, 0);
+    const REAL* out = pair_along(s->out, count, l->features, width, s->first);
+    gemm(count, h, l->features, out, width, 1, l->out_turned, h, s->gated, h, 0);
     gate_backward(l, count, s);
-    gemm(l->hidden, width, count, s->gated, 1, h, s->out, width, sums->conv_out, width, 1);
-    gemm(c, 2 * h, count, s->normed, 1, l->width, s->hidden, 2 * h, sums->conv_in, 2 * h, 1);
+    const REAL* gated = pair_across(s->gated, count, h, s->gated);
+    out = pair_across(s->out, count, width, s->first);
+    gemm(l->hidden, width, count, gated, 1, h, out, width, sums->conv_out, width, 1);
+    normed = pair_across(s->normed, count, l->width, s->first);
+    const REAL* hidden = pair_across(s->hidden, count, 2 * h, s->second);
+    gemm(c, 2 * h, count, normed, 1, l->width, hidden, 2 * h, sums->conv_in, 2 * h, 1);
     add_rows(s->hidden, count, 2 * h, sums->in_bias);
-    gemm(count, l->width, 2 * h, s->hidden, 2 * h, 1, l->in_turned, l->width, s->normed_grad, l->width, 0);
+    hidden = pair_along(s->hidden, count, 2 * h, 2 * h, s->hidden);
+    gemm(count, l->width, 2 * h, hidden, 2 * h, 1, l->in_turned, l->width, s->normed_grad, l->width, 0);
     normalize_backward(b, n, first, count, s);
   }
   for (int64_t number = 0; number < WINDOWS; number++) window_backward(b, n, number, s, sums);
   if (!l->skip) return;
-  const REAL* grad = b->grad + n * l->positions * c;
-  REAL* restrict x_grad = b->x_grad + n * l->positions * c;
+  const STORED* grad = b->grad + n * l->positions * c;
+  STORED* restrict x_grad = b->x_grad + n * l->positions * c;
   for (int64_t p = 0; p < l->positions; p++, grad += c, x_grad += c)
-    for (int64_t i = 0; i < c; i++) x_grad[i] += grad[i] * l->skip[i];
+    for (int64_t i = 0; i < c; i++) x_grad[i] = write_one(read_one(x_grad[i]) + read_one(grad[i]) * l->skip[i]);
 }
 
 static void backward_group(void* context, int64_t group) {
@@ -405,7 +425,7 @@ static void write_sums(const XLA_FFI_CallFrame* frame, const Backward* b, const 
 // (grad, x, weights) -> their gradients
 XLA_FFI_Error* gated_backward(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
-  Backward b = {make_layer(frame, 1), argument(frame, 0), result(frame, X)};
+  Backward b = {make_layer(frame, 1), images(frame, 0), result_images(frame, X)};
   b.apart = sums_size(&b.layer);
   b.sums = zeros(min(GROUPS, b.layer.batch) * b.apart, sizeof(REAL));
   parallel(frame, min(GROUPS, b.layer.batch), backward_group, &b);
