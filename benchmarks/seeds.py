@@ -4,9 +4,10 @@ python -m benchmarks.seeds [--config configs/fast.py] [--seeds 4] [--json]; rati
 the faster way by vmap: above 1 a sweep would gain by vmap. By the kernels that the machine has, and by XLA's alone; Pallas
 kernels cannot be mapped.
 
-Latest result, --repeats 3, --config.model.variant=early, --config.model.widths="(32, 64, 96, 128)", 2 CPU cores (AMD EPYC),
-Python 3.11.7, jax 0.10.2, 4 seeds, a step of one, medians of n = 3: native kernels 64 ms one after the other, 88 ms by vmap;
-XLA's 116 and 119 ms. Ratio 0.73 (0.73 to 0.73): a sweep gains nothing. GPU: not measured.
+Latest result, --repeats 3, --config.model.dtype=float32, --config.model.variant=early,
+--config.model.widths="(32, 64, 96, 128)", 2 CPU cores (AMD EPYC), Python 3.11.7, jax 0.10.2, 4 seeds, a step of one, medians of
+n = 3: native kernels 64 ms one after the other, 88 ms by vmap; XLA's 116 and 119 ms. Ratio 0.73 (0.73 to 0.73): a sweep gains
+nothing. GPU: not measured.
 """
 
 import sys

@@ -17,7 +17,7 @@ end 9443 and 9463 (seeds 0 and 1), this network by AdamW 9468 (seed 0).
 
 Command: python run.py --config configs/record.py
 Cost: one H200: 0.93 s an epoch (median of seed 0's 200), 3.3 minutes in all; a minute or so more where JAX has not compiled it
-      before. On a CPU not measured.
+      before. On 2 CPU cores (AMD EPYC) a step takes 1.22 s (benchmarks.kernels), so some 14 hours: not tried.
 Score: 94.89 +- 0.31 %, n = 2 (seeds 0 and 1: 9467 and 9511 of 10,000 in bfloat16; seed 0's weights in float32 9472).
        Seed 0's course: results/record-seed-0.csv. Three more seeds are to come: benchmarks/README.md.
 """

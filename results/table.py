@@ -121,17 +121,19 @@ def read_benchmarks() -> list[dict]:
 
 def format_speed(reports: list[dict]) -> str:
     """A Markdown table of the comparison with PyTorch, from the latest report of each kind."""
-    latest = {(report["benchmark"], report.get("batches")): report for report in reports}
-    step, epoch = latest["train_step", None], latest["epoch", None]
-    lines = [f"| {step['machine'].split('; load')[0]} | cifar_jax | PyTorch | ratio |", "|---|---|---|---|"]
+    latest = {(report["benchmark"], report.get("batches", report.get("network"))): report for report in reports}
+    steps = [report for (name, _), report in latest.items() if name == "train_step"]
+    epoch = latest["epoch", None]
+    lines = [f"| {steps[0]['machine'].split('; load')[0]} | cifar_jax | PyTorch | ratio |", "|---|---|---|---|"]
 
     def line(what, report, ours, theirs, others=()):
         ratios = "; ".join(f"{report['ratios'][f'{name} over ours']['median']:.2f}" for name in ("torch", *others))
         return f"| {what}, medians of {report['sides']['ours']['n']} | {ours} | {theirs} | {ratios} |"
 
-    ms = {name: f"{1000 * side['median']:.0f} ms" for name, side in step["sides"].items()}
-    theirs = f"{ms['torch']} channels_last; {ms['torch_compiled']} torch.compile"
-    lines.append(line(f"training step, {step['network']}", step, ms["ours"], theirs, ["torch_compiled"]))
+    for step in steps:
+        ms = {name: f"{1000 * side['median']:.0f} ms" for name, side in step["sides"].items()}
+        theirs = f"{ms['torch']} channels_last; {ms['torch_compiled']} torch.compile"
+        lines.append(line(f"training step, {step['network']}", step, ms["ours"], theirs, ["torch_compiled"]))
     for (name, batches), report in latest.items():
         if name == "loader":
             speed = {name: f"{value:,} images/s" for name, value in report["images_per_second"].items()}
