@@ -16,11 +16,12 @@ import shutil
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
 from cifar_jax import allocator, arguments
-from cifar_jax.budget import FLOAT_BYTES, IMAGE_CHANNELS, IMAGE_SIZE, summarize
+from cifar_jax.budget import IMAGE_CHANNELS, IMAGE_SIZE, summarize
 from cifar_jax.models import create_model
 from cifar_jax.optim import make_optimizer, make_schedule
 from cifar_jax.state import create_state
@@ -86,13 +87,14 @@ def make_torch(config, compile_: bool = False):
 def floor(config) -> dict:
     """The least a step can take: its operations, and each layer's activations moved once, over what the machine can do.
 
-    Backward does twice the forward's operations; it reads a layer's input, output and gradient and writes a gradient.
+    What it can do is measured in float32, also for a config of bfloat16, of which some machines multiply more. Backward does
+    twice the forward's operations; it reads a layer's input, output and gradient and writes a gradient.
     """
     cost = summarize(config.model)
     size = config.train.batch_size
     flops = 3 * 2 * cost.macs * size
     maps = [IMAGE_SIZE**2 * IMAGE_CHANNELS, *(math.prod(layer.shape) for layer in cost.layers for _ in range(layer.turns))]
-    moved = 3 * FLOAT_BYTES * sum(before + after for before, after in itertools.pairwise(maps)) * size
+    moved = 3 * jnp.dtype(config.model.dtype).itemsize * sum(before + after for before, after in itertools.pairwise(maps)) * size
     flops_time, moved_time = flops / measure.peak_flops(), moved / measure.peak_bandwidth()
     return {"gflop": flops / 1e9, "gigabytes": moved / 1e9, "flops_s": flops_time, "bytes_s": moved_time}
 

@@ -39,6 +39,8 @@ def choose_kernels(model) -> tuple[str, str]:
 def _why_not_native(model) -> str:
     if jax.default_backend() != "cpu":
         return f"they are for a CPU or a GPU, not for {jax.default_backend()}"
+    if model.dtype not in native.REALS:
+        return f"they do not know {model.dtype}"
     return native.register(native.REALS[model.dtype])
 
 

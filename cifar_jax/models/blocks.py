@@ -30,7 +30,7 @@ def native_apply(x, taps, matrix, gain, offset, window: Window, shortcut: bool):
     """relu(gain * (convolution of x) + offset [+ x]): a block with statistics that are known. Shapes as in native_block."""
     shape = jax.ShapeDtypeStruct(_output_shape(x, matrix, window), x.dtype)
     affine = jnp.stack([gain, offset])
-    return native.call("block_apply", shape, x, taps, matrix, affine, shortcut=shortcut, **window._asdict())
+    return native.call("block_apply", shape, [x], [taps, matrix, affine], shortcut=shortcut, **window._asdict())
 
 
 def _apply_by_xla(window, shortcut, x, taps, matrix, gain, offset):
@@ -68,7 +68,7 @@ def native_block(x, taps, matrix, scale, bias, window: Window, shortcut: bool, a
 def _forward(x, taps, matrix, scale, bias, window, shortcut, axis_name, wants_x=True):
     shape = _output_shape(x, matrix, window)
     shapes = (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct((2, shape[-1]), ops.wide(x.dtype)))
-    y, (mean, var) = native.call("block_forward", shapes, x, taps, matrix, **window._asdict())
+    y, (mean, var) = native.call("block_forward", shapes, [x], [taps, matrix], **window._asdict())
     if axis_name:
         square = lax.pmean(var + jnp.square(mean), axis_name)
         mean = lax.pmean(mean, axis_name)
@@ -98,10 +98,8 @@ def _vjp_backward(window, shortcut, axis_name, residuals, cotangents):
     sums = native.call(
         "relu_sums",
         jax.ShapeDtypeStruct((2, y.shape[-1]), mean.dtype),
-        grad,
-        y,
-        jnp.stack([gain, offset, mean]),
-        *([x] if shortcut else []),
+        [grad, y, *([x] if shortcut else [])],
+        [jnp.stack([gain, offset, mean])],
     )
     count = y.size // y.shape[-1]
     grad_bias, grad_scale = sums[0], sums[1] * inverse
@@ -114,12 +112,8 @@ def _vjp_backward(window, shortcut, axis_name, residuals, cotangents):
     grads = native.call(
         "block_backward",
         shapes if wants_x else shapes[:2],
-        grad,
-        y,
-        x,
-        affine,
-        taps,
-        matrix,
+        [grad, y, x],
+        [affine, taps, matrix],
         shortcut=shortcut,
         **window._asdict(),
     )

@@ -21,6 +21,7 @@ import jaxlib
 import numpy as np
 
 from cifar_jax.files import default_cache_dir
+from cifar_jax.models import ops
 
 SOURCES = Path(__file__).parent / "native"
 FUNCTIONS = ("block_apply", "block_forward", "relu_sums", "block_backward", "gated_forward", "gated_backward")
@@ -97,10 +98,14 @@ def register(real: str) -> str:
     return ""
 
 
-def call(name: str, results, *arguments, **attributes: int):
-    """The function `name` on arrays, images first, whose type says which is called; those beside them are of ops.wide of it.
+def call(name: str, results, images, weights, **attributes: int):
+    """The function `name` on lists of arrays: images, whose type says which is called, and weights and such, of ops.wide of it.
 
-    results: their shapes.
+    results: their shapes. Raises TypeError for arrays of another type, which C would read wrongly.
     """
-    call = jax.ffi.ffi_call(f"cifar_jax_{name}_{REALS[arguments[0].dtype.name]}", results, vmap_method="sequential")
-    return call(*arguments, **{key: np.int64(value) for key, value in attributes.items()})
+    dtype = images[0].dtype
+    wrong = [a.dtype for a in images if a.dtype != dtype] + [a.dtype for a in weights if a.dtype != ops.wide(dtype)]
+    if wrong:
+        raise TypeError(f"{name}: got {wrong[0]} beside {dtype}, expected images of one type and the rest of {ops.wide(dtype)}")
+    call = jax.ffi.ffi_call(f"cifar_jax_{name}_{REALS[dtype.name]}", results, vmap_method="sequential")
+    return call(*images, *weights, **{key: np.int64(value) for key, value in attributes.items()})

@@ -31,14 +31,16 @@ def _attributes(dilations, pool):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _apply(arguments, dilations, pool):
-    x, out_bias = arguments[0], arguments[10]  # in the order of gated_layer
+    x, *weights = arguments
+    out_bias = weights[9]  # in the order of gated_layer
     shape = jax.ShapeDtypeStruct((*x.shape[:3], len(out_bias)), x.dtype)
-    return native.call("gated_forward", shape, *arguments, **_attributes(dilations, pool))
+    return native.call("gated_forward", shape, [x], weights, **_attributes(dilations, pool))
 
 
 def _backward(dilations, pool, arguments, grad):
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
-    return (native.call("gated_backward", shapes, grad, *arguments, **_attributes(dilations, pool)),)
+    x, *weights = arguments
+    return (native.call("gated_backward", shapes, [grad, x], weights, **_attributes(dilations, pool)),)
 
 
 _apply.defvjp(lambda arguments, dilations, pool: (_apply(arguments, dilations, pool), arguments), _backward)

@@ -162,11 +162,22 @@ def test_a_variance_that_overflows_ends_as_nan():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_nan_is_not_hidden_by_relu(dtype):
-    window = NETWORK["first"][0]
-    x, *arrays = draw_arrays(4, (8, 8), 3, 32, window, "float32")
+@pytest.mark.parametrize("layer", ["first", "same"])
+def test_nan_is_not_hidden_by_relu(layer, dtype):
+    window, channels, features, shortcut = NETWORK[layer]
+    x, *arrays = draw_arrays(4, (8, 8), channels, features, window, "float32")
     x = x.at[0, 2, 2].set(np.nan).astype(dtype)
-    assert np.isnan(native_apply(x, *arrays, window, False)[0, 2, 2]).all()
+    assert np.isnan(native_apply(x, *arrays, window, shortcut)[0, 2, 2]).all()
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float64"), ("float64", "float32")])
+def test_arrays_of_types_that_do_not_go_together_are_refused(dtypes):
+    """C would read past their ends."""
+    window = NETWORK["same"][0]
+    with jax.enable_x64(True):
+        x, *arrays = draw_arrays(2, (8, 8), 24, 24, window, dtypes[1])
+        with pytest.raises(TypeError, match=f"got {dtypes[1]} beside {dtypes[0]}"):
+            native_apply(x.astype(dtypes[0]), *arrays, window, True)
 
 
 @LAYERS

@@ -68,6 +68,17 @@ def test_parameters_and_statistics_stay_float32_in_bfloat16(model_config, varian
     assert {leaf.dtype for leaf in jax.tree.leaves((init_shapes(model), updated))} == {jnp.dtype("float32")}
 
 
+@ALL_VARIANTS
+@pytest.mark.parametrize("kernels", ["auto", "xla"])
+def test_every_layer_returns_bfloat16_where_that_is_the_networks_type(model_config, variant, kernels):
+    config = model_config(variant=variant, dtype="bfloat16", kernels=kernels)
+    model, image = create_model(config), jnp.zeros((1, 32, 32, 3))
+    run = functools.partial(model.apply, train=True, capture_intermediates=True, mutable=["batch_stats", "intermediates"])
+    seen = jax.eval_shape(run, init_shapes(model), image)[1]["intermediates"]
+    types = {layer.name: {y.dtype.name for y in seen[layer.name]["__call__"]} for layer in describe(config)}
+    assert types == {layer.name: {"bfloat16"} for layer in describe(config)}
+
+
 def test_activations_are_of_the_networks_type_but_a_cpu_multiplies_no_bfloat16():
     def jaxpr(dtype):
         return train_jaxpr(Network(LAYERS, 10, dtype=dtype))

@@ -157,10 +157,9 @@ def test_bfloat16_is_rounded_to_the_nearest_and_back(half):
     rng = np.random.default_rng(0)
     ties = np.arange(0x3F808000, 0x3F888000, 0x10000, dtype=np.uint32).view(np.float32)
     nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000], np.uint32).view(np.float32)
-    values = np.concatenate(
-        [rng.standard_normal(99) * 10.0 ** rng.integers(-30, 30, 99), ties, -ties, [0, -0.0, np.inf, -np.inf]]
-    )
-    values = np.concatenate([values.astype(np.float32), nans, [np.finfo(np.float32).max]]).astype(np.float32)
+    special = np.concatenate([nans, np.float32([0, -0.0, np.inf, -np.inf, np.finfo(np.float32).max]), ties, -ties])
+    drawn = rng.standard_normal(99) * 10.0 ** rng.integers(-30, 30, 99)
+    values = np.concatenate([special, drawn.astype(np.float32)])  # what is special in whole vectors: the end goes one by one
     stored, wide = (np.zeros((2, len(values)), dtype) for dtype in (np.uint16, np.float32))
     half.narrow(*pointers(values, *stored), ctypes.c_int64(len(values)))
     with np.errstate(invalid="ignore"):
@@ -199,10 +198,12 @@ from cifar_jax.models import native
 from test_native_gated import draw, make_run
 
 assert native.register("float") == native.register("bfloat16") == ""
-config = read_config("configs/base.py", ["--config.model.widths=(8,8,12,16)", "--config.train.batch_size=40"])
-step, *arguments = kernels.make_steps(config)["training"]
-layers = [make_run(12, "native")(*draw(12, 12, (40, 8, 8), dtype)) for dtype in ("float32", "bfloat16")]
-results = layers, jax.jit(step)(*arguments)[0].params
+def train(dtype):
+    small = ["--config.model.widths=(8,8,12,16)", "--config.train.batch_size=40", f"--config.model.dtype={{dtype}}"]
+    step, *arguments = kernels.make_steps(read_config("configs/base.py", small))["training"]
+    return jax.jit(step)(*arguments)[0].params
+
+results = [(make_run(12, "native")(*draw(12, 12, (40, 8, 8), dtype)), train(dtype)) for dtype in ("float32", "bfloat16")]
 print(hashlib.sha256(b"".join(numpy.asarray(leaf).tobytes() for leaf in jax.tree.leaves(results))).hexdigest())
 """
 

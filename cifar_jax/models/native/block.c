@@ -207,12 +207,12 @@ static void reduce_group(void* context, int64_t group) {
   }
 }
 
-// (grad, y, affine[, shortcut]) -> (sums of masked grad and of masked grad * (y - mean))
+// (grad, y[, shortcut], affine) -> (sums of masked grad and of masked grad * (y - mean))
 XLA_FFI_Error* relu_sums(XLA_FFI_CallFrame* frame) {
   if (asks_version(frame)) return NULL;
   const int64_t* shape = argument_shape(frame, 1);
   Reduction r = {shape[0], shape[1] * shape[2], shape[3], images(frame, 0), images(frame, 1),
-                 frame->args.size > 3 ? images(frame, 3) : NULL, argument(frame, 2)};
+                 frame->args.size > 3 ? images(frame, 2) : NULL, argument(frame, frame->args.size - 1)};
   const int64_t groups = min(GROUPS, r.batch);
   r.sums = zeros(groups * 2 * r.features, sizeof(double));
   parallel(frame, groups, reduce_group, &r);

@@ -324,6 +324,17 @@ static void gate_backward(const Layer* l, int64_t count, const Scratch* s) {
   }
 }
 
+// Writes `count` channels of x's gradient, from channel `first` of a position on, with what came by the shortcut.
+static void write_x_grad(const Backward* b, int64_t position, int64_t first, int64_t count, const REAL* from) {
+  const Layer* l = &b->layer;
+  const int64_t at = position * l->channels + first;
+  STORED* restrict to = b->x_grad + at;
+  if (l->skip)
+    for (int64_t i = 0; i < count; i++) to[i] = write_one(from[i] + read_one(b->grad[at + i]) * l->skip[first + i]);
+  else
+    write_row(to, from, count);
+}
+
 // The gradient of what the windows made of a chunk, in their places; that of what passes by them, into x's.
 static void normalize_backward(const Backward* b, int64_t n, int64_t first, int64_t count, const Scratch* s) {
   const Layer* l = &b->layer;
@@ -335,7 +346,7 @@ static void normalize_backward(const Backward* b, int64_t n, int64_t first, int6
     for (int64_t i = 0; i < c; i++) sum += grad[i], product += grad[i] * normed[i];
     sum /= c, product /= c;
     for (int64_t i = 0; i < c; i++) grad[i] = inverse * (grad[i] - sum - normed[i] * product);
-    write_row(b->x_grad + (n * l->positions + first + p) * c, grad, passed);
+    write_x_grad(b, n * l->positions + first + p, 0, passed, grad);
     for (int64_t number = 0; number < WINDOWS; number++) {
       const Window* w = &l->windows[number];
       REAL* seen = s->seen[number] + (first + p) * w->g.pixel;
@@ -362,7 +373,7 @@ static void window_backward(const Backward* b, int64_t n, int64_t number, const 
     depthwise(&whole, s->image, l->box, s->part);
   }
   for (int64_t p = 0; p < l->positions; p++)
-    write_row(b->x_grad + (n * l->positions + p) * l->channels + w->first, s->part + p * w->g.pixel, w->g.channels);
+    write_x_grad(b, n * l->positions + p, w->first, w->g.channels, s->part + p * w->g.pixel);
 }
 
 static void backward_image(const Backward* b, int64_t n, const Scratch* s, const Sums* sums) {
@@ -390,11 +401,6 @@ static void backward_image(const Backward* b, int64_t n, const Scratch* s, const
     normalize_backward(b, n, first, count, s);
   }
   for (int64_t number = 0; number < WINDOWS; number++) window_backward(b, n, number, s, sums);
-  if (!l->skip) return;
-  const STORED* grad = b->grad + n * l->positions * c;
-  STORED* restrict x_grad = b->x_grad + n * l->positions * c;
-  for (int64_t p = 0; p < l->positions; p++, grad += c, x_grad += c)
-    for (int64_t i = 0; i < c; i++) x_grad[i] = write_one(read_one(x_grad[i]) + read_one(grad[i]) * l->skip[i]);
 }
 
 static void backward_group(void* context, int64_t group) {

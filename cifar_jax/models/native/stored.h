@@ -1,5 +1,6 @@
 // Numbers as XLA's arrays hold images and their gradients: REAL or, where the build says so, bfloat16. All arithmetic is of REAL
-// but that of matrix products, where the machine has instructions for them (gemm.h); weights and sums are REAL always.
+// but that of matrix products, where the machine has instructions for them (gemm.h); weights and sums are REAL always. Those
+// instructions take a number below 1e-38 for 0, by which rows of bfloat16 may differ at their ends.
 #pragma once
 
 #include "vectors.h"
