@@ -6,7 +6,7 @@ One row is the config as it is, each other leaves one ingredient out; all train 
 benchmarks.speedrun does. An accuracy is a mean with the half width of its 95 % interval (Student's t). Each row is printed once
 it is done, with --json as an object. Not for choosing: that is done on held-out images (--config.data.num_validation=5000).
 
-Latest result: README; 12 to 17 minutes a row of 3 on one CPU core (AMD EPYC), 26 by `strided`, other work beside, warm-up not
+Latest result: README; 7 to 11 minutes a row of 3 on one CPU core (AMD EPYC), 17 by `strided`, other work beside, warm-up not
 counted.
 """
 
