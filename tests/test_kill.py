@@ -10,6 +10,7 @@ import types
 import pytest
 
 from benchmarks import damage, kill
+from cifar_jax import manifest
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,14 @@ def moments(monkeypatch):
     return set_moments
 
 
-def test_killed_before_and_amid_saves_a_run_ends_in_the_same_bytes(moments, tmp_path, reference):
+def test_killed_before_and_amid_saves_a_run_ends_in_the_same_bytes(moments, tmp_path, reference, monkeypatch):
+    """Amid saves that are not the first, so that the next life has something to resume from."""
+    is_saving = kill.is_saving
+
+    def is_saving_again(workdir):
+        return is_saving(workdir) and any(map(manifest.is_complete, (workdir / "checkpoints").iterdir()))
+
+    monkeypatch.setattr(kill, "is_saving", is_saving_again)
     moments("start", "save", "save")
     report = kill.measure(3, signal.SIGKILL, 1, 0, tmp_path, reference)
     assert report["faults"] == []
