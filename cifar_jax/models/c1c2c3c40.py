@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cifar_jax.models import ops
 from cifar_jax.models.layers import Layer, conv, conv_ln, gate, make_layer, separable, separable_ln
 
 
@@ -124,8 +125,7 @@ class Network(nn.Module):
     head: "dense" pools, then maps to the classes; "pointwise" maps each position with a 1x1 convolution, then pools.
     dtype: that of activations and, on a GPU, of the computation (ops.compute_dtype); parameters and statistics are float32.
     axis_name: the mapped axis (pmap, shard_map) over which batch statistics are averaged.
-    kernels: "xla"; "native", layers by native/, which must be registered, on a CPU; or "pallas",
-    on a GPU. See choose_kernels.
+    kernels: "xla"; "native", layers by native/, which must be registered, on a CPU; or "pallas", on a GPU. See choose_kernels.
     """
 
     layers: tuple[Layer, ...]
@@ -142,6 +142,6 @@ class Network(nn.Module):
             module = make_layer(layer, self.dtype, self.axis_name, self.kernels)
             for _ in range(layer.turns):
                 x = module(x, train=train)
-        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        x = x.astype(ops.wide(self.dtype))
         head = nn.Dense(self.num_classes, name="head")
         return head(x).mean((1, 2)) if self.head == "pointwise" else head(x.mean((1, 2)))

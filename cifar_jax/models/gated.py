@@ -62,7 +62,7 @@ def normalize_channels(x, scale, bias):
 
     x: (b, h, w, c); scale, bias: (c,).
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(ops.wide(x.dtype))
     centered = wide - wide.mean(-1, keepdims=True)
     var = jnp.square(centered).mean(-1, keepdims=True)
     return (centered * lax.rsqrt(var + EPSILON) * scale + bias).astype(x.dtype)

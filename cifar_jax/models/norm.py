@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from cifar_jax.models import ops
+
 EPSILON = 1e-5
 MOMENTUM = 0.9
 
 
 def _channel_mean(x, axis_name):
-    mean = jnp.mean(x.reshape(-1, x.shape[-1]), 0, dtype=jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(x.reshape(-1, x.shape[-1]), 0, dtype=ops.wide(x.dtype))
     return lax.pmean(mean, axis_name) if axis_name else mean
 
 

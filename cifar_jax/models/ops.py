@@ -185,7 +185,7 @@ def _depthwise_kernel_grad(x, grad, k, stride, dilation, padding):
     b = x.shape[0]
     size = max(n for n in range(1, _GROUP_SIZE + 1) if b % n == 0)
     groups = [a.reshape(b // size, size, *a.shape[1:]) for a in (x, grad)]
-    start = jnp.zeros(grad.shape[1:], jnp.promote_types(grad.dtype, jnp.float32))  # long sums: never in bfloat16
+    start = jnp.zeros(grad.shape[1:], wide(grad.dtype))  # long sums: never in bfloat16
     maps, _ = lax.scan(add_group, [start] * len(taps), groups)
     return jnp.stack(maps).sum((1, 2)).reshape(k, k, -1).astype(x.dtype)
 
@@ -199,7 +199,7 @@ def _kernel_grad_by_rows(x, grad, k, dilation, padding):
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     # Columns and channels as one axis: there may be fewer channels than a vector has places.
     images = x.reshape(b, x.shape[1], -1), grad.reshape(b, rows, -1)
-    start = jnp.zeros((rows, cols * c), jnp.promote_types(grad.dtype, jnp.float32))
+    start = jnp.zeros((rows, cols * c), wide(grad.dtype))
 
     def grad_of_row(i):
         def add_image(maps, image):

@@ -176,13 +176,14 @@ def test_products_of_bfloat16_are_summed_in_float32(half, m, n, depth, turned):
     """Numbers that are of bfloat16, so that the products are exact, whether or not the machine multiplies such."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, shape).astype(np.float32) for shape in ((m, depth), (depth, n)))
-    wide = [np.full((len(rows), (rows.shape[1] + 15) // 16 * 16), np.nan, np.float32) for rows in ((a.T if turned else a), b)]
-    for rows, values in zip(wide, ((a.T if turned else a), b), strict=True):
-        rows[:, : values.shape[1]] = values
-    wide[1][np.isnan(wide[1])] = 0
-    c = np.ones((m, wide[1].shape[1]), np.float32)
-    sizes = m, c.shape[1], depth, wide[0].shape[1], turned
-    half.multiply(*pointers(*wide, c), *map(ctypes.c_int64, sizes))
+
+    def in_whole_vectors(rows, end):
+        return np.pad(rows, ((0, 0), (0, -rows.shape[1] % 16)), constant_values=end)
+
+    left, right = in_whole_vectors(a.T if turned else a, np.nan), in_whole_vectors(b, 0)
+    c = np.ones((m, right.shape[1]), np.float32)
+    sizes = m, c.shape[1], depth, left.shape[1], turned
+    half.multiply(*pointers(np.ascontiguousarray(left), right, c), *map(ctypes.c_int64, sizes))
     np.testing.assert_array_equal(c[:, :n], a @ b + turned)
 
 

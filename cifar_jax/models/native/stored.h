@@ -9,7 +9,6 @@
 
 typedef uint16_t STORED;  // the upper half of a float
 typedef STORED Halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(sizeof(STORED)), may_alias));
-typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 INLINE REAL read_one(STORED value) {
   const uint32_t bits = (uint32_t)value << 16;
@@ -25,14 +24,14 @@ INLINE STORED write_one(REAL value) {
   return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : nearest;
 }
 
-INLINE Vector read(const STORED* from) { return (Vector)(__builtin_convertvector(*(const Halves*)from, Words) << 16); }
+INLINE Vector read(const STORED* from) { return (Vector)(__builtin_convertvector(*(const Halves*)from, Naturals) << 16); }
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 INLINE void write(STORED* to, Vector value) { *(Halves*)to = (Halves)_mm512_cvtneps_pbh((__m512)value); }
 #else
 INLINE void write(STORED* to, Vector value) {
-  const Words bits = (Words)value, nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
-  const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const Naturals bits = (Naturals)value, nan = (Naturals)((bits & 0x7fffffff) > 0x7f800000);
+  const Naturals nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   *(Halves*)to = __builtin_convertvector((nan & (bits >> 16 | 0x40)) | (~nan & nearest), Halves);
 }
 #endif

@@ -4,11 +4,6 @@
 
 #include "vectors.h"
 
-typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, (int32_t)0, (int64_t)0)) Integer;
-typedef Integer Integers __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, (uint32_t)0, (uint64_t)0)) Unsigned;
-typedef Unsigned Naturals __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-
 enum { IS_FLOAT = sizeof(REAL) == 4, MANTISSA = IS_FLOAT ? 23 : 52, BIAS = IS_FLOAT ? 127 : 1023, TERMS = IS_FLOAT ? 7 : 13 };
 
 // A compiler that may take sums in any order must not see through this.

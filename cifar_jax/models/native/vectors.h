@@ -26,13 +26,17 @@
 // Aligned like its elements: loads and stores may start anywhere.
 typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
-typedef int64_t Bits __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+// Whole numbers as wide as REAL.
+typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, (int32_t)0, (int64_t)0)) Integer;
+typedef Integer Integers __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, (uint32_t)0, (uint64_t)0)) Unsigned;
+typedef Unsigned Naturals __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 INLINE Vector load(const REAL* from) { return *(const Vector*)from; }
 INLINE void store(REAL* to, Vector value) { *(Vector*)to = value; }
 // Where condition > 0, value; else 0.
 INLINE Vector where_positive(Vector condition, Vector value) {
-  return (Vector)((Bits)value & (Bits)(condition > (Vector){0}));
+  return (Vector)((Integers)value & (Integers)(condition > (Vector){0}));
 }
 INLINE Vector splat(REAL value) { return value - (Vector){0}; }
 
